@@ -1,0 +1,445 @@
+"""What the scripts share: flags, the batch generator, augmentation, VGG16 and its heads,
+the callbacks of training, and layer-wise pooling.
+
+Keras is imported inside the functions that need it, so that `--help` answers at once.
+"""
+
+import functools
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dataset import BadInput, progress
+from study import AUGMENTATION, EARLY_STOPPING_PATIENCE, HEADS
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Flags and messages ----------------------------------------------------------------------
+
+
+def add_shared_arguments(parser):
+    """The flags that mean the same in every script; None stands for the dataset's own default."""
+    group = parser.add_argument_group("shared by all scripts")
+    group.add_argument(
+        "--data",
+        metavar="DIR",
+        help="dataset in MAMe's layout (default: data/mame; the demo dataset where that is absent)",
+    )
+    group.add_argument("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
+    group.add_argument(
+        "--image-size",
+        type=natural,
+        metavar="N",
+        help="pixels a side (default: the dataset's; MAMe 224)",
+    )
+    group.add_argument("--batch-size", type=positive, metavar="N", help="default: the dataset's; MAMe 32")
+    group.add_argument(
+        "--cache",
+        default="data/cache",
+        metavar="DIR",
+        help="where decoded images and frozen activations are kept, or 'none' (default: %(default)s)",
+    )
+    group.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="go on without images that are missing or cannot be decoded, and record them",
+    )
+    group.add_argument(
+        "--out", metavar="DIR", help="new folder for the results (default: named after what is run)"
+    )
+
+
+def natural(text):
+    """argparse type: an integer of 0 or more."""
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise ValueError
+    return value
+
+
+def positive(text):
+    """argparse type: an integer of 1 or more."""
+    return natural(text) or natural("-1")
+
+
+def positive_float(text):
+    """argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def resolve_arguments(args, dataset):
+    """Fill what was left open in `args` with the dataset's own defaults; check the image size."""
+    for key, value in dataset.defaults.items():
+        if getattr(args, key, ...) is None:
+            setattr(args, key, value)
+    if args.image_size < 32:
+        raise BadInput(f"--image-size {args.image_size}: VGG16 needs images of at least 32 pixels.")
+    args.data = str(dataset.root)
+    return args
+
+
+def import_keras():
+    """Keras, without the start-up lines that TensorFlow prints before any log level applies."""
+    sys.stderr.flush()
+    keep, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        import keras
+    finally:
+        os.dup2(keep, 2)
+        os.close(keep)
+        os.close(null)
+    return keras
+
+
+# Batches and augmentation ----------------------------------------------------------------
+
+
+@functools.cache
+def _batches_class():
+    """The PyDataset behind `batches`; made at the first call, as its base class needs Keras."""
+    import keras
+
+    class Batches(keras.utils.PyDataset):
+        def __init__(self, inputs, labels, batch_size, seed, augment, preprocess, epoch):
+            super().__init__(workers=min(4, os.cpu_count()), max_queue_size=8)
+            self.inputs, self.labels, self.batch_size = inputs, labels, batch_size
+            self.seed, self.augment, self.preprocess, self.epoch = seed, augment, preprocess, epoch
+
+        def __len__(self):
+            return -(-len(self.labels) // self.batch_size)
+
+        def rows(self, index):
+            """Rows of batch `index`, which depend on (seed, epoch, index) alone."""
+            order = np.arange(len(self.labels))
+            if self.seed is not None:
+                order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+            return order[index * self.batch_size : (index + 1) * self.batch_size]
+
+        def __getitem__(self, index):
+            rows = self.rows(index)
+            x = self.inputs[rows].astype("float32")  # a copy: preprocess_input writes into it
+            if self.augment:
+                x = augment_images(x, rows, self.seed, self.epoch)
+            if self.preprocess:
+                x = keras.applications.vgg16.preprocess_input(x)
+            return x, self.labels[rows]
+
+        def on_epoch_end(self):
+            self.epoch += 1
+
+    return Batches
+
+
+def batches(inputs, labels, batch_size, seed=None, augment=False, preprocess=True, epoch=0):
+    """Batches of (inputs, labels) as a `keras.utils.PyDataset`.
+
+    inputs: array or memory map (n, ...): uint8 RGB images, or activations with preprocess=False.
+    labels: (n,) int64. seed: shuffle by (seed, epoch); None keeps the order of the rows.
+    augment: draw a new transformation for each image by (seed, epoch, row). epoch: the first one.
+    Each item is (float32 (b, ...), int64 (b,)); the last batch holds what is left over.
+    """
+    return _batches_class()(inputs, labels, batch_size, seed, augment, preprocess, epoch)
+
+
+def fill_by_batches(array, model, images, batch_size, description):
+    """Write model(images) into `array`, rows in order, batch by batch; flushes it to disk."""
+    source = batches(images, np.zeros(len(images), "int64"), batch_size)
+    for index in progress(range(len(source)), description):
+        rows = source.rows(index)
+        array[rows] = np.asarray(model.predict_on_batch(source[index][0]))
+    array.flush()
+
+
+def draw_augmentation(rng, height, width):
+    """Parameters of one random transformation: a dict in ImageDataGenerator's terms.
+
+    theta in degrees, tx and ty in pixels, zx and zy as factors, flip_horizontal.
+    """
+    ranges = AUGMENTATION
+    zoom = ranges["zoom_range"]
+    return {
+        "theta": rng.uniform(-ranges["rotation_range"], ranges["rotation_range"]),
+        "tx": rng.uniform(-1, 1) * ranges["width_shift_range"] * width,
+        "ty": rng.uniform(-1, 1) * ranges["height_shift_range"] * height,
+        "zx": rng.uniform(1 - zoom, 1 + zoom),
+        "zy": rng.uniform(1 - zoom, 1 + zoom),
+        "flip_horizontal": ranges["horizontal_flip"] and rng.random() < 0.5,
+    }
+
+
+def affine_vector(parameters, height, width):
+    """Rotation, shift and zoom about the centre as one map from output to input pixels.
+
+    Returns float32 (8,): a0 a1 a2 b0 b1 b2 0 0 of `keras.ops.image.affine_transform`, in x and y.
+    """
+    theta = np.deg2rad(parameters["theta"])
+    rotation = [[np.cos(theta), -np.sin(theta), 0], [np.sin(theta), np.cos(theta), 0], [0, 0, 1]]
+    shift = [[1, 0, parameters["tx"]], [0, 1, parameters["ty"]], [0, 0, 1]]
+    zoom = np.diag([parameters["zx"], parameters["zy"], 1])
+    centre = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
+    matrix = centre @ rotation @ shift @ zoom @ np.linalg.inv(centre)
+    return np.append(matrix[:2].ravel(), [0, 0]).astype("float32")
+
+
+def transform_images(x, parameters):
+    """Apply one dict of `draw_augmentation` to each image of x, float32 (b, h, w, 3).
+
+    One resampling, bilinear, edges repeated; then the flip. Returns a new array like x.
+    """
+    from keras import ops
+
+    vectors = np.stack([affine_vector(p, *x.shape[1:3]) for p in parameters])
+    moved = ops.image.affine_transform(x, vectors, interpolation="bilinear", fill_mode="nearest")
+    moved = np.array(ops.convert_to_numpy(moved))
+    flipped = np.array([p["flip_horizontal"] for p in parameters])
+    moved[flipped] = moved[flipped, :, ::-1]
+    return moved
+
+
+def augment_images(x, rows, seed, epoch):
+    """The study's augmentation of images x, each drawn by (seed, epoch, its row) alone."""
+    draws = [np.random.default_rng([seed, epoch, row]) for row in rows]
+    return transform_images(x, [draw_augmentation(rng, *x.shape[1:3]) for rng in draws])
+
+
+# VGG16 and its heads ---------------------------------------------------------------------
+
+
+def build_model(image_size, classes, head, l2=0.01, name="vgg16"):
+    """VGG16's 13 convolutions with one of study.HEADS and a softmax, all weights new.
+
+    Input float32 (b, image_size, image_size, 3) from `preprocess_input`, output (b, classes).
+    Dense layers are named fc1, fc2, fc3, predictions.
+    """
+    import keras
+
+    shape = (image_size, image_size, 3)
+    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=shape)
+    x, dense = base.output, 0
+    for kind, *settings in HEADS[head]:
+        if kind == "flatten":
+            layer = keras.layers.Flatten(name="flatten")
+        elif kind == "global_average_pooling":
+            layer = keras.layers.GlobalAveragePooling2D(name="global_average_pooling")
+        elif kind == "batch_normalization":
+            layer = keras.layers.BatchNormalization(name="batch_normalization")
+        elif kind == "dropout":
+            layer = keras.layers.Dropout(settings[0], name=f"dropout{dense}")
+        else:
+            dense += 1
+            penalty = keras.regularizers.L2(l2) if "l2" in settings else None
+            layer = keras.layers.Dense(
+                settings[0], activation="relu", kernel_regularizer=penalty, name=f"fc{dense}"
+            )
+        x = layer(x)
+    x = keras.layers.Dense(classes, activation="softmax", name="predictions")(x)
+    return keras.Model(base.input, x, name=name)
+
+
+def convolutions(model):
+    """Names of the convolutions of `model`, first to last."""
+    import keras
+
+    return [layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+
+
+def load_weights(model, weights, seed, layers=None):
+    """Give `layers` of `model` (default: its convolutions) their first weights.
+
+    weights: "imagenet", "none" (He-normal, drawn by `seed`), or a path: an official Keras .h5
+    with or without top, a .keras file, or a run's folder.
+    Raises BadInput that names the first layer that is missing or of another shape.
+
+    Glorot's uniform, VGG16's default in Keras, halves the variance at each rectified layer: after
+    13 of them nothing is left to learn from. He et al. (2015) keeps it, which is what lets plain
+    VGG16 train from scratch.
+    """
+    layers = layers or convolutions(model)
+    if weights == "none":
+        for number, name in enumerate(layers):
+            kernel, bias = model.get_layer(name).weights
+            rng = np.random.default_rng([seed, number])  # NumPy's: the same on every backend
+            deviation = np.sqrt(2 / np.prod(kernel.shape[:-1]))
+            kernel.assign(rng.normal(0, deviation, kernel.shape).astype("float32"))
+            bias.assign(np.zeros(bias.shape))
+        return
+    found = read_weights(weights, top="fc1" in layers)
+    for name in layers:
+        layer = model.get_layer(name)
+        needed = [tuple(variable.shape) for variable in layer.weights]
+        if name not in found:
+            raise BadInput(f"--weights {weights} has no layer {name}; it is not a VGG16 that fits.")
+        shapes = [array.shape for array in found[name]]
+        if shapes != needed:
+            raise BadInput(
+                f"--weights {weights}: layer {name} has the shapes {shapes} where {needed} are "
+                "needed; use weights of VGG16 (and for fc1 the image size that they were made for)."
+            )
+    for name in layers:
+        model.get_layer(name).set_weights(found[name])
+
+
+def read_weights(weights, top=False):
+    """Weights by layer name, {name: [arrays]}, from "imagenet", a .h5, a .keras or a run's folder."""
+    import h5py
+    import keras
+
+    if weights == "imagenet":
+        try:
+            model = keras.applications.VGG16(include_top=top, weights="imagenet")
+        except Exception as error:  # get_file raises bare Exception where the network fails
+            raise BadInput(
+                f"The ImageNet weights could not be downloaded ({error}); connect to the network "
+                "once, or use --weights none or --weights PATH."
+            ) from None
+        return {layer.name: layer.get_weights() for layer in model.layers}
+    path = Path(weights)
+    if path.suffix != ".h5":
+        return {layer.name: layer.get_weights() for layer in load_model(path).layers}
+    if not path.is_file():
+        raise BadInput(f"There is no weights file {path}; name another, or use --weights none.")
+    try:
+        with h5py.File(path, "r") as file:
+            group = file.get("model_weights", file)
+            return {
+                text(name): [
+                    np.array(group[text(name)][text(w)]) for w in group[name].attrs["weight_names"]
+                ]
+                for name in group.attrs["layer_names"]
+            }
+    except (OSError, KeyError) as error:
+        raise BadInput(
+            f"{path} is not a Keras .h5 weights file ({error}); use an official VGG16 file or a run."
+        ) from None
+
+
+def text(name):
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def load_model(path):
+    """The network of a .keras file or of a run's folder; loading runs no code from the file."""
+    import keras
+
+    path = Path(path)
+    path = path / "model.keras" if path.is_dir() else path
+    if not path.is_file():
+        raise BadInput(f"There is no model {path}; `python test_model.py` lists the runs there are.")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # a damaged archive fails in many ways, all of them final
+        reason = str(error).strip().split("\n")[0]
+        raise BadInput(f"{path} is not a whole .keras model ({reason}); name another.") from None
+
+
+def weights_digest(model, layers):
+    """sha256 over the named layers' weights: what decides their outputs."""
+    digest = hashlib.sha256()
+    for name in layers:
+        for array in model.get_layer(name).get_weights():
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def set_trainable(model, blocks):
+    """Make the convolutions of `blocks` and every layer of the head trainable, nothing else.
+
+    Takes effect at the next compile.
+    """
+    for name in convolutions(model):
+        model.get_layer(name).trainable = name.split("_")[0] in blocks
+
+
+def split_model(model, boundary):
+    """Two models that share the layers of `model`, up to and from the layer named `boundary`."""
+    import keras
+
+    names = [layer.name for layer in model.layers]
+    lower = keras.Model(model.input, model.get_layer(boundary).output)
+    x = inputs = keras.Input(lower.output.shape[1:])
+    for layer in model.layers[names.index(boundary) + 1 :]:
+        x = layer(x)
+    return lower, keras.Model(inputs, x)
+
+
+# Callbacks -------------------------------------------------------------------------------
+
+
+def training_callbacks(checkpoint, on_epoch_end):
+    """Early stopping on val_loss, the weights of the best val_accuracy kept in `checkpoint`."""
+    import keras
+
+    return [
+        keras.callbacks.EarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE),
+        keras.callbacks.ModelCheckpoint(
+            checkpoint,
+            monitor="val_accuracy",
+            mode="max",
+            save_best_only=True,
+            save_weights_only=True,
+        ),
+        keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end),
+    ]
+
+
+# Layer-wise pooling ----------------------------------------------------------------------
+
+
+def feature_layers(model, layers):
+    """Names of the layers of `model` that --layers names, first to last.
+
+    "all": every convolution and dense layer but the softmax; "conv": the convolutions; "last": the
+    last convolution of each block; or names separated by commas. BadInput for an unknown name.
+    """
+    import keras
+
+    conv = convolutions(model)
+    dense = [layer.name for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    known = conv + [name for name in dense if name != "predictions"]
+    return select_layers(known, layers)
+
+
+def select_layers(known, layers):
+    """The names among `known` that --layers names; see `feature_layers`."""
+    conv = [name for name in known if "_conv" in name]
+    if layers == "all":
+        return known
+    if layers == "conv":
+        return conv
+    if layers == "last":
+        return list({name.split("_")[0]: name for name in conv}.values())
+    names = [name.strip() for name in layers.split(",")]
+    for name in names:
+        if name not in known:
+            raise BadInput(
+                f"--layers: there is no layer {name!r}; choose all, last, conv or among {', '.join(known)}."
+            )
+    return [name for name in known if name in names]
+
+
+def pooled_model(model, names):
+    """A model that gives the features of all named layers in one pass.
+
+    Each convolution's activation is averaged over its positions, dense layers are taken as they
+    are (STUDY, "Feature extraction"). Returns (model with output float32 (b, n_features),
+    {layer: [first column, column after its last]}).
+    """
+    import keras
+
+    outputs, columns, start = [], {}, 0
+    for name in names:
+        output = model.get_layer(name).output
+        if len(output.shape) == 4:
+            output = keras.layers.GlobalAveragePooling2D(name=f"{name}_mean")(output)
+        outputs.append(output)
+        columns[name] = [start, start + output.shape[-1]]
+        start += output.shape[-1]
+    joined = keras.layers.Concatenate(name="features")(outputs) if len(outputs) > 1 else outputs[0]
+    return keras.Model(model.input, joined), columns

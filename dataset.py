@@ -1,0 +1,396 @@
+"""A dataset in MAMe's layout: its metadata, checked, and its images, each decoded once.
+
+    DIR/data_256/<Image file>        the images
+    DIR/MAMe_dataset.csv             one row an image: file, medium, museum, split
+    DIR/MAMe_labels.csv              index, medium; the order of the classes
+    DIR/defaults.json                optional: the dataset's own settings (image size, weights ...)
+
+The two CSV files may also lie in DIR/MAMe_metadata/, as MAMe's archive unpacks them.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+SPLITS = ("train", "val", "test")
+DEFAULT_DATA = Path("data/mame")
+DEMO_DATA = Path("data/demo")
+COLUMNS = ("Image file", "Medium", "Museum", "Subset")
+MAME_DEFAULTS = {
+    "name": "mame",
+    "image_size": 224,
+    "weights": "imagenet",
+    "batch_size": 32,
+    "learning_rate": 1e-4,
+    "fine_tune_learning_rate": 1e-5,
+    "pretrain_learning_rate": 1e-4,
+    "epochs": 100,
+    "fine_tune_epochs": 100,
+    "pretrain_epochs": 100,
+    "notice": None,
+}
+
+
+class BadInput(Exception):
+    """Input that cannot be used: one sentence that names the thing and the mend."""
+
+
+class Split(NamedTuple):
+    """The rows of one split, in the metadata's order."""
+
+    files: np.ndarray  # (n,) str, names in data_256
+    labels: np.ndarray  # (n,) int64, index in Dataset.labels
+    museums: np.ndarray  # (n,) str
+    stamps: np.ndarray  # (n, 2) int64: size in bytes (-1 where missing), time of change in ns
+
+    def take(self, rows):
+        return Split(*(column[rows] for column in self))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a folder in MAMe's layout says; `images` lie in `root`/data_256."""
+
+    root: Path
+    labels: list  # names of the classes in the official order
+    splits: dict  # split name -> Split
+    defaults: dict
+
+    @property
+    def name(self):
+        return self.defaults["name"]
+
+    @property
+    def notice(self):
+        """The sentence that every output carries, or None where the data is real."""
+        return self.defaults["notice"]
+
+    @property
+    def fingerprint(self):
+        """sha256 over split, file name, class and size in bytes of every row."""
+        digest = hashlib.sha256(json.dumps(self.labels).encode())
+        for name, split in self.splits.items():
+            for file, label, (size, _) in zip(split.files, split.labels, split.stamps):
+                digest.update(f"{name}\t{file}\t{label}\t{size}\n".encode())
+        return digest.hexdigest()
+
+
+def load_dataset(data):
+    """Read the dataset in folder `data`; None means data/mame, or the demo where that is absent.
+
+    Returns a Dataset. Raises BadInput for a folder, CSV file or row that cannot be used.
+    Images are not opened here; `load_images` does that.
+    """
+    if data is None:
+        data = DEFAULT_DATA if DEFAULT_DATA.exists() else demo_dataset()
+    root = Path(data)
+    if not root.is_dir():
+        raise BadInput(
+            f"There is no dataset folder {root}; name another with --data, "
+            f"or make one with `python get_data.py mame --data {root}`."
+        )
+    labels = read_labels(find_metadata(root, "MAMe_labels.csv"))
+    splits = read_rows(find_metadata(root, "MAMe_dataset.csv"), labels, root / "data_256")
+    return Dataset(root, labels, splits, read_defaults(root))
+
+
+def demo_dataset():
+    """Folder of the demo dataset, drawn first where it is not there yet."""
+    print(
+        f"There is no MAMe in {DEFAULT_DATA}: the demo dataset in {DEMO_DATA} is used instead.\n"
+        "For MAMe itself: python get_data.py mame",
+        flush=True,
+    )
+    if not DEMO_DATA.exists():
+        script = Path(__file__).with_name("get_data.py")
+        command = [sys.executable, str(script), "demo", "--data", str(DEMO_DATA)]
+        if subprocess.run(command).returncode:
+            raise BadInput(f"The demo dataset could not be drawn in {DEMO_DATA} (see above).")
+    return DEMO_DATA
+
+
+def find_metadata(root, name):
+    """Path of a metadata file in `root` or `root`/MAMe_metadata; BadInput where there is none."""
+    for path in (root / name, root / "MAMe_metadata" / name):
+        if path.is_file():
+            return path
+    raise BadInput(
+        f"{root} has no {name}, neither directly nor in MAMe_metadata/; "
+        "`python get_data.py mame` fetches it."
+    )
+
+
+def read_csv(path):
+    """All rows of a CSV file as lists of str; a BOM and Windows line ends are taken off."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return [row for row in csv.reader(file, strict=True) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(
+            f"{path} is not a CSV file in UTF-8 ({error}); fetch it again with get_data.py."
+        ) from None
+
+
+def read_labels(path):
+    """Class names in the official order, from rows `index,medium` (no header)."""
+    names = {}
+    for number, row in enumerate(read_csv(path), 1):
+        if len(row) != 2 or not row[0].strip().isdecimal() or not row[1].strip():
+            raise BadInput(f"{path}, row {number}: expected 'index,medium', found {','.join(row)!r}.")
+        names[int(row[0])] = row[1].strip()
+    if sorted(names) != list(range(len(names))) or len(set(names.values())) < len(names):
+        raise BadInput(f"{path} must number its mediums 0, 1, 2 ... without a gap or a repetition.")
+    if len(names) < 2:
+        raise BadInput(f"{path} names {len(names)} mediums; a classifier needs two or more.")
+    return [names[index] for index in range(len(names))]
+
+
+def read_rows(path, labels, image_folder):
+    """The splits of MAMe_dataset.csv as a dict of Split, rows in the file's order.
+
+    The CSV writes 'Woven fabric ' with a trailing space where the label file has none:
+    every cell is stripped before it is compared.
+    """
+    header, *rows = read_csv(path) or [[]]
+    header = [cell.strip() for cell in header]
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise BadInput(f"{path} lacks the column {missing[0]!r}; its header is {header}.")
+    index_of = {label: index for index, label in enumerate(labels)}
+    columns = [header.index(column) for column in COLUMNS]
+    stamps = scan_files(image_folder)
+    seen, splits = set(), {split: [] for split in SPLITS}
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise BadInput(f"{path}, row {number}: {len(row)} cells where the header has {len(header)}.")
+        file, medium, museum, split = (row[column].strip() for column in columns)
+        if not file or file in (".", "..") or "/" in file or "\\" in file or "\0" in file:
+            raise BadInput(f"{path}, row {number}: {file!r} is not the name of a file in {image_folder}.")
+        if medium not in index_of:
+            raise BadInput(f"{path}, row {number}: the medium {medium!r} is not in the label file.")
+        if split not in SPLITS:
+            raise BadInput(f"{path}, row {number}: the subset {split!r} is none of {SPLITS}.")
+        if file in seen:
+            raise BadInput(f"{path}, row {number}: {file!r} is listed twice; each file needs one row.")
+        seen.add(file)
+        splits[split].append((file, index_of[medium], museum, stamps.get(file, (-1, 0))))
+    for split, rows_of_split in splits.items():
+        if not rows_of_split:
+            raise BadInput(f"{path} has no row of the subset {split!r}.")
+    return {name: as_split(rows_of_split) for name, rows_of_split in splits.items()}
+
+
+def as_split(rows):
+    files, labels, museums, stamps = zip(*rows)
+    return Split(np.array(files), np.array(labels, "int64"), np.array(museums), np.array(stamps, "int64"))
+
+
+def scan_files(folder):
+    """Dict from the name of each file in `folder` to (size in bytes, time of change in ns)."""
+    if not folder.is_dir():
+        raise BadInput(
+            f"There is no image folder {folder}; `python get_data.py mame` fetches MAMe's images."
+        )
+    stamps = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat()
+                stamps[entry.name] = (status.st_size, status.st_mtime_ns)
+            except OSError:  # a link to nowhere or in a loop: as good as missing
+                continue
+    return stamps
+
+
+def read_defaults(root):
+    """MAMe's settings, overridden by `root`/defaults.json where there is one."""
+    path = root / "defaults.json"
+    if not path.exists():
+        return MAME_DEFAULTS
+    try:
+        own = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON ({error}); mend or delete it.") from None
+    unknown = set(own) - set(MAME_DEFAULTS) if isinstance(own, dict) else {"(not an object)"}
+    if unknown:
+        raise BadInput(f"{path}: unknown setting {min(unknown)!r}; known: {list(MAME_DEFAULTS)}.")
+    for key, value in own.items():
+        known = MAME_DEFAULTS[key]
+        kind = str if known is None or isinstance(known, str) else type(known)
+        if not isinstance(value, (kind, int) if kind is float else kind) or value is True:
+            raise BadInput(f"{path}: {key} must be of type {kind.__name__}, not {value!r}.")
+    return {**MAME_DEFAULTS, **own}
+
+
+def supports(dataset, split):
+    """{class name: number of images} of one split, in the official order."""
+    counts = np.bincount(dataset.splits[split].labels, minlength=len(dataset.labels))
+    return dict(zip(dataset.labels, counts.tolist()))
+
+
+# Images ----------------------------------------------------------------------------------
+
+
+def decode_image(path, image_size):
+    """One image file as uint8 (image_size, image_size, 3), RGB, resized bilinearly.
+
+    Raises OSError (PIL.UnidentifiedImageError among them) or ValueError where it cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    if image.size != (image_size, image_size):
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype="uint8")
+
+
+class ImagesOnDemand:
+    """Stands in for the array of decoded images where nothing is to be kept on disk."""
+
+    def __init__(self, paths, image_size):
+        self.paths = paths
+        self.shape = (len(self.paths), image_size, image_size, 3)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, rows):
+        return np.stack([decode_image(path, self.shape[1]) for path in self.paths[rows]])
+
+
+def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable=False):
+    """Decode and resize every image of `splits` once; later calls find them on disk.
+
+    cache: folder for the decoded images, memory-mapped uint8 (n, size, size, 3) .npy files,
+    keyed by names, sizes and times of the files and the image size, safe to delete; or "none",
+    which decodes anew each time a batch is drawn.
+
+    Returns (dataset, images, skipped): images maps each split to its array, rows as in
+    dataset.splits; skipped lists the files left out. Raises BadInput that names every file that
+    is missing or cannot be decoded, unless `skip_unreadable`.
+    """
+    images, kept, skipped = {}, {}, []
+    for name in splits:
+        split = dataset.splits[name]
+        present = split.stamps[:, 0] >= 0
+        paths = [str(dataset.root / "data_256" / file) for file in split.files[present]]
+        if not paths:
+            bad = []
+        elif cache == "none":
+            bad = decode_all(paths, image_size, None, f"checking {name} images")
+            images[name] = ImagesOnDemand(np.delete(paths, bad), image_size)
+        else:
+            stem = f"{dataset.name}-{name}-{image_size}-{images_key(split.take(present), image_size)}"
+            images[name], bad = cached_images(paths, image_size, Path(cache), stem)
+        readable = np.flatnonzero(present)
+        readable = np.delete(readable, bad)
+        skipped += np.delete(split.files, readable).tolist()
+        kept[name] = split.take(readable)
+    if skipped and not skip_unreadable:
+        shown = "\n".join(f"  {file}" for file in skipped[:1000])
+        shown += f"\n  ... and {len(skipped) - 1000} more" if len(skipped) > 1000 else ""
+        raise BadInput(
+            f"{len(skipped)} images in {dataset.root}/data_256 are missing or cannot be decoded; "
+            f"restore them, or go on without them by --skip-unreadable:\n{shown}"
+        )
+    for name, split in kept.items():
+        if not len(split.files):
+            raise BadInput(f"No image of the {name} split in {dataset.root}/data_256 can be read.")
+    return replace(dataset, splits={**dataset.splits, **kept}), images, skipped
+
+
+def images_key(split, image_size):
+    """What determines the decoded images of one split, as a short digest."""
+    digest = hashlib.sha256(f"bilinear {image_size}\n".encode())
+    digest.update("\n".join(split.files).encode() + split.stamps.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cached_images(paths, image_size, cache, stem):
+    """Decoded images of `paths` from the folder `cache`, filled first where needed.
+
+    Returns (memory map uint8 (n_readable, size, size, 3), rows of `paths` that cannot be read).
+    """
+    path, notes = cache / f"{stem}.npy", cache / f"{stem}.json"
+    if not (path.exists() and notes.exists()):
+        cache.mkdir(parents=True, exist_ok=True)
+        check_space(cache, len(paths) * image_size**2 * 3, "the decoded images")
+        part = cache / f"{stem}.{os.getpid()}.part"
+        try:
+            bad = decode_into(part, paths, image_size, f"decoding {stem}")
+            if bad:  # rare: once more, so that the array on disk holds readable images alone
+                decode_into(part, np.delete(paths, bad), image_size, f"decoding {stem} again")
+            write_atomically(notes, json.dumps({"unreadable_rows": bad}))
+            os.replace(part, path)  # last: its presence says that both are whole
+        finally:
+            part.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r"), json.loads(notes.read_text())["unreadable_rows"]
+
+
+def decode_into(path, paths, image_size, description):
+    """Decode `paths` into a new .npy file at `path`; returns the rows that could not be read."""
+    shape = (len(paths), image_size, image_size, 3)
+    array = np.lib.format.open_memmap(path, "w+", "uint8", shape)
+    bad = decode_all(paths, image_size, array, description)
+    array.flush()
+    return bad
+
+
+def decode_all(paths, image_size, array, description):
+    """Decode `paths` on all cores into `array` (or only to see that it works, where None).
+
+    Returns the rows that could not be read.
+    """
+
+    def decode(row):
+        try:
+            image = decode_image(paths[row], image_size)
+        except Exception:  # whatever Pillow makes of a broken file, the file is what gets named
+            return row
+        if array is not None:
+            array[row] = image
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(decode, range(len(paths)))
+        rows = progress(done, description, len(paths), " images")
+        return [row for row in rows if row is not None]
+
+
+def progress(iterable, description, total=None, unit=" batches"):
+    """A tqdm bar, shown where the work takes over two seconds; a file gets a line now and then."""
+    interval = 0.1 if sys.stderr.isatty() else 20
+    return tqdm(iterable, description, total, unit=unit, delay=2, mininterval=interval)
+
+
+def check_space(folder, needed, what):
+    """Raise BadInput where `folder` has not `needed` bytes (and a little more) free."""
+    free = shutil.disk_usage(folder).free
+    if needed * 1.02 > free:
+        raise BadInput(
+            f"{what.capitalize()} take {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB "
+            "free; free some space, name another folder with --cache, or use --cache none."
+        )
+
+
+def write_atomically(path, content):
+    """Write str or bytes to `path` so that a reader finds the old file or the whole new one."""
+    part = Path(f"{path}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""Fine-tune VGG16 on MAMe: the convolutions' weights are loaded, a new head is trained, and then
+perhaps more of the network, step by step (STUDY, "Fine-tuning").
+
+    python finetune.py --head iii --unfreeze stepped      the study's best network
+    python finetune.py --head iii --unfreeze all --augment
+
+The study's five strategies for head iii:
+    --unfreeze none                          only the dense layers
+    --unfreeze none --augment                the same with augmentation
+    --unfreeze all --augment                 then all layers unfrozen
+    --unfreeze stepped                       dense, then + block4 + block5, then all layers
+    --unfreeze stepped --final-augment       then one more training with augmentation
+"""
+
+import argparse
+
+from common import add_shared_arguments, build_model, import_keras, load_weights, resolve_arguments
+from dataset import BadInput, load_dataset, load_images
+from record import print_configuration, run_script, start_run
+from study import FINE_TUNING_ROWS, UNFREEZE, rows_of
+from training import add_training_arguments, finish_training, train_steps
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    group = parser.add_argument_group("the strategy")
+    group.add_argument("--head", choices=("i", "ii", "iii"), default="iii", help="default: %(default)s")
+    group.add_argument(
+        "--unfreeze",
+        choices=tuple(UNFREEZE),
+        default="none",
+        help="what trains after the dense layers (default: %(default)s)",
+    )
+    group.add_argument("--augment", action="store_true", help="augment the training images in every step")
+    group.add_argument(
+        "--final-augment",
+        action="store_true",
+        help="after the last step, train once more what it trained, with augmentation",
+    )
+    add_training_arguments(parser, "fine-tuning")
+    add_shared_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def plan_steps(args):
+    """The steps of a strategy, as `common.train_step` takes them."""
+    steps = []
+    for name, blocks in UNFREEZE[args.unfreeze]:
+        steps.append({"name": name, "blocks": blocks, "augment": args.augment})
+    if args.final_augment:
+        name, blocks = UNFREEZE[args.unfreeze][-1]
+        steps.append({"name": f"{name}, augmented", "blocks": blocks, "augment": True})
+    for step in steps:
+        unfrozen = bool(step["blocks"])
+        step["learning_rate"] = args.fine_tune_learning_rate if unfrozen else args.learning_rate
+        step["epochs"] = args.fine_tune_epochs if unfrozen else args.epochs
+    return steps
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.augment and args.final_augment:
+        raise BadInput(
+            "--final-augment adds augmentation after steps without it; with --augment every step "
+            "has it already, so leave one of the two out."
+        )
+    dataset = load_dataset(args.data)
+    resolve_arguments(args, dataset)
+    keras = import_keras()
+    keras.utils.set_random_seed(args.seed)
+    print_configuration(args, dataset, "finetune.py")
+
+    dataset, images, skipped = load_images(
+        dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
+    )
+    model = build_model(args.image_size, len(dataset.labels), args.head, args.l2, "vgg16_" + dataset.name)
+    load_weights(model, args.weights, args.seed)
+
+    steps = plan_steps(args)
+    strategy = args.unfreeze + "-augment" * args.augment + "-final-augment" * args.final_augment
+    run = start_run(args, dataset, f"finetune-{args.head}-{strategy}", skipped, steps=steps)
+    history = train_steps(model, steps, dataset, images, args, run)
+    study = rows_of(
+        FINE_TUNING_ROWS,
+        head=args.head,
+        unfreeze=args.unfreeze,
+        augment=args.augment,
+        final_augment=args.final_augment,
+    )
+    finish_training(run, dataset, history, study)
+    print(f"Next: python test_model.py --run {run}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,419 @@
+"""What the scripts print and write: messages, tables, a run's folder, plots, stored features."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from common import (
+    build_model,
+    convolutions,
+    feature_layers,
+    fill_by_batches,
+    load_model,
+    load_weights,
+    pooled_model,
+    read_weights,
+    select_layers,
+    weights_digest,
+)
+from dataset import BadInput, check_space, load_images, supports, write_atomically
+
+PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
+
+# Messages --------------------------------------------------------------------------------
+
+
+def run_script(main):
+    """Call `main`; bad input ends with one sentence and status 2, Ctrl-C with status 130."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(f_exit(f"{script}: error: {error}", 2))
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        sys.exit(f_exit(f"{script}: error: cannot use{where}: {error.strerror}.", 2))
+    except KeyboardInterrupt:
+        sys.exit(f_exit(f"\n{script}: interrupted.", 130))
+
+
+def f_exit(message, status):
+    print(message, file=sys.stderr)
+    return status
+
+
+def print_configuration(args, dataset, script):
+    """The first thing on screen: the dataset's notice, then every setting."""
+    print_notice(dataset.notice)
+    print(f"{script}: resolved configuration")
+    for key, value in sorted(vars(args).items()):
+        print(f"  {key:<28}{value}")
+    counts = ", ".join(f"{len(split.files)} {name}" for name, split in dataset.splits.items())
+    print(f"  {'dataset':<28}{dataset.name}: {counts} images, {len(dataset.labels)} classes\n")
+
+
+def print_notice(notice):
+    """A frame around the sentence of a dataset that is not real; nothing where there is none."""
+    if notice:
+        print("\n".join(["=" * 96, f"  {notice}", "=" * 96]), flush=True)
+
+
+def print_table(header, rows):
+    """Rows of cells, the first column left-aligned, the others right-aligned."""
+    table = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        cells = [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:])]
+        print("  " + "  ".join(cells).rstrip())
+
+
+def percent(fraction):
+    """A fraction as the study prints accuracies; '-' for None."""
+    return "-" if fraction is None else f"{100 * fraction:.2f}%"
+
+
+# A run's folder --------------------------------------------------------------------------
+
+
+def write_json(path, content):
+    """Write `content` as JSON, atomically."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path):
+    """The content of a JSON file that one of the scripts wrote; BadInput where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"There is no {path}; the folder is not one that these scripts wrote.") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is damaged ({error}); make it anew or delete its folder.") from None
+
+
+def write_csv(path, rows):
+    """Write a list of dicts with the same keys as CSV, atomically."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, stream.getvalue())
+
+
+def describe_dataset(dataset):
+    """What every file says of the data behind it."""
+    return {
+        "name": dataset.name,
+        "notice": dataset.notice,
+        "folder": str(dataset.root),
+        "fingerprint": dataset.fingerprint,
+        "classes": len(dataset.labels),
+        "images": {name: len(split.files) for name, split in dataset.splits.items()},
+    }
+
+
+def describe_versions():
+    """Versions of Python and of the packages that are installed, and Keras' backend."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if "keras" in sys.modules:
+        found["keras backend"] = sys.modules["keras"].backend.backend()
+    return found
+
+
+def new_folder(out, parent, name):
+    """Make a folder that was not there: `out` where given, else parent/name, -2, -3 ..."""
+    if out:
+        candidates = [Path(out)]
+    else:
+        candidates = [Path(parent) / (f"{name}-{n}" if n > 1 else name) for n in range(1, 10000)]
+    for path in candidates:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+    raise BadInput(f"The folder {candidates[0]} is there already; name a new one with --out.")
+
+
+def start_run(args, dataset, name, skipped, **more):
+    """Make the run's folder and write its config.json; returns the folder."""
+    run = new_folder(args.out, "runs", f"{dataset.name}-{name}")
+    config = {
+        "script": Path(sys.argv[0]).name,
+        "arguments": vars(args),
+        "dataset": describe_dataset(dataset),
+        "versions": describe_versions(),
+        "skipped_images": skipped,
+        "labels": dataset.labels,
+        **more,
+    }
+    write_json(run / "config.json", config)
+    print(f"This run is recorded in {run}\n", flush=True)
+    return run
+
+
+def finished_runs(parent):
+    """[(folder, config, metrics)] of the finished runs in `parent`, by name."""
+    found = []
+    for metrics in sorted(Path(parent).glob("*/metrics.json")):
+        config = metrics.with_name("config.json")
+        if config.exists():
+            found.append((metrics.parent, read_json(config), read_json(metrics)))
+    return found
+
+
+# Plots -----------------------------------------------------------------------------------
+
+
+def save_figure(figure, path, notice):
+    """Write a matplotlib figure as PNG, atomically, with the dataset's notice at its foot."""
+    if notice:
+        figure.text(0.5, 0.005, notice, ha="center", va="bottom", fontsize=8, color="firebrick")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    write_atomically(path, stream.getvalue())
+
+
+def plot_curves(history, path, title, notice):
+    """Draw loss and accuracy of a history (list of rows as in history.csv) with its steps."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    figure.suptitle(title)
+    epochs = [row["epoch"] for row in history]
+    starts = [
+        row for before, row in zip([None, *history], history) if not before or before["step"] != row["step"]
+    ]
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        for name, label in ((key, "train"), (f"val_{key}", "val")):
+            axes.plot(epochs, [row[name] for row in history], marker=".", label=label)
+        axes.set(xlabel="epoch", ylabel=key)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if key == "accuracy":
+            axes.set_ylim(0, 1)
+            axes.yaxis.set_major_formatter("{x:.0%}")
+        for row in starts:
+            if row is not history[0]:
+                axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
+            axes.annotate(
+                f" {row['step']}: {row['trained']}",
+                (row["epoch"] - (0.5 if row is not history[0] else 0), 1.01),
+                xycoords=("data", "axes fraction"),
+                fontsize=7,
+                color="dimgrey",
+            )
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save_figure(figure, path, notice)
+
+
+def plot_confusion(matrix, labels, path, title, notice):
+    """Draw a confusion matrix of counts (true rows, predicted columns), coloured by row share."""
+    from matplotlib.figure import Figure
+
+    size = max(5.0, 0.38 * len(labels) + 2.5)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    axes = figure.subplots()
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(matrix > 0):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=colour)
+    ticks = range(len(labels))
+    axes.set_xticks(ticks, labels, rotation=90)
+    axes.set_yticks(ticks, labels)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
+    save_figure(figure, path, notice)
+
+
+# Stored features -------------------------------------------------------------------------
+
+
+def feature_source(args, layers):
+    """The network that --model names, built for the features of `layers`.
+
+    Returns a Keras model with the weights loaded. imagenet, none and .h5 files give the original
+    VGG16, whose fc1 and fc2 come with it where `layers` asks for them.
+    """
+    source = str(args.model)
+    if source not in ("imagenet", "none") and not source.endswith(".h5"):
+        model = load_model(source)
+        if model.input_shape[1] != args.image_size:
+            raise BadInput(
+                f"The model {source} was made for images of {model.input_shape[1]} pixels, not "
+                f"{args.image_size}; leave --image-size out or give --image-size {model.input_shape[1]}."
+            )
+        return model
+    with_top = layers == "all" or "fc" in layers
+    if source.endswith(".h5") and layers == "all":
+        with_top = "fc1" in read_weights(source)
+    if with_top and source == "imagenet" and args.image_size != 224:
+        raise BadInput(
+            "The original VGG16's fc1 takes images of 224 pixels alone; "
+            f"use --layers conv with --image-size {args.image_size}."
+        )
+    model = build_model(args.image_size, 1000, "fc" if with_top else "gap")
+    load_weights(model, source, args.seed, convolutions(model) + (["fc1", "fc2"] if with_top else []))
+    return model
+
+
+def source_key(args):
+    """What decides the weights of --model, without loading them."""
+    if args.model == "imagenet":
+        return "imagenet"
+    if args.model == "none":
+        return f"none seed {args.seed}"
+    path = Path(args.model)
+    path = path / "model.keras" if path.is_dir() else path
+    if not path.is_file():
+        raise BadInput(f"There is no model {path}; `python test_model.py` lists the runs there are.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def features_folder(args, dataset, layers):
+    """Default folder of the features of --model on a dataset: the same inputs, the same folder."""
+    key = f"{source_key(args)} {dataset.fingerprint} {args.image_size} {layers} {args.skip_unreadable}"
+    source = Path(args.model).name.removesuffix(".keras").removesuffix(".h5")
+    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    return (
+        Path("features") / f"{dataset.name}-{source}-{args.image_size}-{layers.replace(',', '+')}-{digest}"
+    )
+
+
+def extract_features(args, dataset, layers, splits, folder):
+    """Write the features of `splits` to `folder`, those that are not there yet.
+
+    For each split: <split>.npy, float32 (n, n_features), written batch by batch; <split>.csv with
+    file, label and medium of each row; and for all of them features.json with the layer map.
+    Nothing is loaded, not even Keras, where all splits are there already.
+    """
+    missing = [split for split in splits if not (folder / f"{split}.npy").exists()]
+    if not missing:
+        return
+    model = feature_source(args, layers)
+    names = feature_layers(model, layers)
+    pooled, columns = pooled_model(model, names)
+    dataset, images, skipped = load_images(
+        dataset, missing, args.image_size, args.cache, args.skip_unreadable
+    )
+    notes = {
+        "model": str(args.model),
+        "seed": args.seed,
+        "image_size": args.image_size,
+        "weights_sha256": weights_digest(model, names),
+        "layers": columns,
+        "dataset": describe_dataset(dataset),
+        "versions": describe_versions(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "features.json").exists():
+        check_same(read_json(folder / "features.json"), notes, folder)
+    write_json(folder / "features.json", notes)
+    width = pooled.output_shape[-1]
+    for split in missing:
+        rows = dataset.splits[split]
+        check_space(folder, len(rows.files) * width * 4, f"the {split} features")
+        path, part = folder / f"{split}.npy", folder / f"{split}.npy.{os.getpid()}.part"
+        try:
+            shape = (len(rows.files), width)
+            array = np.lib.format.open_memmap(part, "w+", "float32", shape)
+            fill_by_batches(array, pooled, images[split], args.batch_size, f"{split} features")
+            write_csv(
+                folder / f"{split}.csv",
+                [
+                    {"file": file, "label": label, "medium": dataset.labels[label]}
+                    for file, label in zip(rows.files, rows.labels)
+                ],
+            )
+            os.replace(part, path)  # last: its presence says that the split is whole
+        finally:
+            part.unlink(missing_ok=True)
+        print(f"  {path}: {shape[0]} images, {shape[1]} features", flush=True)
+
+
+def check_same(stored, wanted, folder):
+    """BadInput where features in `folder` were made by another model, size or dataset."""
+    for key in ("weights_sha256", "image_size", "layers"):
+        if stored.get(key) != wanted[key]:
+            raise BadInput(
+                f"The features in {folder} differ from those asked for in {key}; "
+                "name another folder, or delete that one."
+            )
+    if stored["dataset"]["fingerprint"] != wanted["dataset"]["fingerprint"]:
+        raise BadInput(
+            f"The features in {folder} were made from another dataset "
+            f"({stored['dataset']['name']}); name another folder, or delete that one."
+        )
+
+
+def load_features(folder, dataset, split, layers):
+    """Features of one split, rows tied to the metadata by file name.
+
+    Returns (features float32 (n, n_features), labels (n,), files (n,)). All layers of the file
+    come as a memory map, fewer as a copy of their columns. BadInput where the folder does not fit
+    the dataset, or a file is damaged.
+    """
+    folder = Path(folder)
+    notes = read_json(folder / "features.json")
+    if notes.get("dataset", {}).get("fingerprint") != dataset.fingerprint:
+        raise BadInput(
+            f"The features in {folder} were made from another dataset than {dataset.root}; "
+            "name its folder with --data, or extract anew with extract_features.py."
+        )
+    try:
+        features = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+        with open(folder / f"{split}.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        files = np.array([row["file"] for row in rows])
+        stored = np.array([int(row["label"]) for row in rows])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise BadInput(
+            f"The {split} features in {folder} are missing or damaged ({error}); "
+            "extract them anew with extract_features.py."
+        ) from None
+    width = max((stop for _, stop in notes["layers"].values()), default=0)
+    if features.shape != (len(files), width) or features.dtype != np.float32:
+        raise BadInput(
+            f"{folder}/{split}.npy holds {features.dtype} {features.shape} where its notes say "
+            f"float32 {(len(files), width)}; extract it anew with extract_features.py."
+        )
+    known = dict(zip(dataset.splits[split].files.tolist(), dataset.splits[split].labels.tolist()))
+    for file, label in zip(files.tolist(), stored.tolist()):
+        if known.get(file) != label:
+            raise BadInput(
+                f"{folder}/{split}.csv gives {file!r} the label {label} where the dataset has "
+                f"{known.get(file, 'no such image')}; extract the features anew."
+            )
+    names = select_layers(list(notes["layers"]), layers)
+    if names != list(notes["layers"]):
+        features = np.concatenate([features[:, slice(*notes["layers"][n])] for n in names], axis=1)
+    return features, stored, files
+
+
+def check_supports(dataset, split, labels):
+    """Compare the images evaluated with the metadata's count and supports; BadInput on a difference."""
+    found = np.bincount(labels, minlength=len(dataset.labels)).tolist()
+    if found != list(supports(dataset, split).values()):
+        raise BadInput(
+            f"{sum(found)} images of the {split} split were evaluated, the metadata lists "
+            f"{len(dataset.splits[split].files)}, or their classes differ; extract or evaluate anew."
+        )

@@ -1,0 +1,149 @@
+"""The study's constants and figures, each once: what the scripts rerun and print beside their own.
+
+Source of every figure: the study "transfer learning on MAMe with VGG16" that this project
+reruns; accuracies are percentages of MAMe's validation split unless a name says test.
+Nothing here is measured by this project.
+"""
+
+# Section "Fine-tuning": the layers between block5_pool and the softmax. Dense layers marked
+# "l2" carry the L2 penalty. "fc" is VGG16's own top (Simonyan and Zisserman 2015, section 3.1,
+# dropout included); "gap" replaces it by global average pooling. Both serve train_pretrained.py.
+HEADS = {
+    "i": (("flatten",), ("dense", 512), ("dropout", 0.2), ("dense", 512)),
+    "ii": (
+        ("flatten",),
+        ("batch_normalization",),
+        ("dense", 512, "l2"),
+        ("dropout", 0.3),
+        ("dense", 512, "l2"),
+    ),
+    "iii": (
+        ("flatten",),
+        ("batch_normalization",),
+        ("dense", 256, "l2"),
+        ("dropout", 0.4),
+        ("dense", 256, "l2"),
+        ("dense", 256, "l2"),
+    ),
+    "fc": (
+        ("flatten",),
+        ("dense", 4096),
+        ("dropout", 0.5),
+        ("dense", 4096),
+        ("dropout", 0.5),
+    ),
+    "gap": (("global_average_pooling",),),
+}
+
+# Section "Fine-tuning", unfreezing: the steps of a strategy, each with the blocks it trains
+# beside the dense layers.
+ALL_BLOCKS = ("block1", "block2", "block3", "block4", "block5")
+UNFREEZE = {
+    "none": (("dense", ()),),
+    "all": (("dense", ()), ("all", ALL_BLOCKS)),
+    "stepped": (
+        ("dense", ()),
+        ("dense + block4 + block5", ("block4", "block5")),
+        ("all", ALL_BLOCKS),
+    ),
+}
+
+# Section "Fine-tuning", augmentation, in the sense of Keras' ImageDataGenerator.
+AUGMENTATION = {
+    "rotation_range": 20,  # degrees
+    "width_shift_range": 0.2,  # of the width
+    "height_shift_range": 0.2,  # of the height
+    "zoom_range": 0.2,  # drawn for each axis
+    "horizontal_flip": True,
+}
+
+# Section "Pretraining".
+EARLY_STOPPING_PATIENCE = 20
+
+# Section "Feature extraction": thresholds of the full-network embedding
+# (Garcia-Gasulla et al. 2018), in standard deviations.
+EMBEDDING_THRESHOLDS = (-0.25, 0.15)
+
+# Section "Fine-tuning", both tables: settings, then loss, accuracy, val loss, val accuracy.
+FINE_TUNING_ROWS = [
+    dict(zip(("row", "head", "unfreeze", "augment", "final_augment", "figures"), row))
+    for row in (
+        ("head i", "i", "none", False, False, (0.1084, 97.33, 0.9205, 75.36)),
+        ("head ii", "ii", "none", False, False, (0.4393, 99.99, 1.1183, 80.04)),
+        ("head iii", "iii", "none", False, False, (0.4676, 99.94, 1.1532, 80.18)),
+        ("dense, no augmentation", "iii", "none", False, False, (0.6381, 99.92, 1.3175, 80.03)),
+        (
+            "dense, augmentation, first run",
+            "iii",
+            "none",
+            True,
+            False,
+            (6.6944, 77.33, 6.8026, 73.58),
+        ),
+        ("dense, augmentation", "iii", "none", True, False, (4.0019, 86.80, 4.3281, 77.13)),
+        ("all unfrozen, augmentation", "iii", "all", True, False, (2.1214, 93.32, 2.6561, 79.62)),
+        (
+            "stepwise, no augmentation",
+            "iii",
+            "stepped",
+            False,
+            False,
+            (2.8288, 98.09, 3.4019, 81.25),
+        ),
+        (
+            "stepwise, then augmentation",
+            "iii",
+            "stepped",
+            False,
+            True,
+            (2.0618, 92.88, 2.6053, 79.12),
+        ),
+    )
+]
+
+# Section "Feature extraction and random forest": the settings that the text names.
+# model is "imagenet" (the original VGG16) or "fine-tuned".
+FOREST_ROWS = [
+    dict(zip(("row", "model", "layers", "discretize", "trees", "leaf", "val_accuracy"), row))
+    for row in (
+        ("all layers", "imagenet", "all", False, 50, 2, 73.0),
+        ("all layers", "imagenet", "all", False, 50, 7, 72.0),
+        ("last of each block", "imagenet", "last", False, 50, 7, 70.0),
+        ("block5_conv3", "imagenet", "block5_conv3", False, 50, 7, 60.0),
+        ("fine-tuned, augmentation, all unfrozen", "fine-tuned", "all", False, 50, 2, 74.0),
+        ("second fine-tuned model", "fine-tuned", "all", False, 50, 2, 73.0),
+    )
+]
+# The same section: what it reports without saying which figure belongs to which setting.
+FOREST_REPORTED = {
+    "all": "71/73, 61/63, 67/69, 70/72 with / without discretisation",
+    "last": "64, 71, 70, 67 without discretisation",
+    "block5_conv3": "50, 61, 61, 59 without discretisation",
+}
+FOREST_TREES = (100, 50, 12)
+FOREST_LEAVES = (2, 7, 20)
+FOREST_LAYERS = ("all", "last", "block5_conv3")
+
+# Section "Final table and test": method, description, augmentation, val accuracy.
+FINAL_TABLE = (
+    ("fine-tuning", "two steps: dense (head iii), then all", "yes", 79.62),
+    ("fine-tuning", "three steps: dense (head iii), + block4 + block5, all", "no", 81.25),
+    ("feature extraction", "original VGG16, all layers, 50 trees, leaf 2", "no", 73.0),
+    ("extraction + fine-tuning", "fine-tuned with augmentation, 50 trees, leaf 2", "yes", 74.0),
+)
+TEST_FIGURES = {
+    "accuracy": 0.81,
+    "macro avg": {"recall": 0.81, "f1-score": 0.79},
+    "weighted avg": {"precision": 0.82, "recall": 0.81, "f1-score": 0.81},
+}
+# f1 on MAMe's test split by class, in the order of MAMe_labels.csv.
+TEST_F1 = (
+    *(0.97, 0.79, 0.81, 0.82, 0.75, 0.72, 0.84, 0.79, 0.90, 0.82),
+    *(0.98, 0.96, 0.77, 0.73, 0.79, 0.79, 0.64, 0.83, 0.82, 0.60),
+    *(0.87, 0.37, 0.81, 0.73, 0.76, 0.76, 0.91, 0.90, 0.76),
+)
+
+
+def rows_of(table, **settings):
+    """The rows of FINE_TUNING_ROWS or FOREST_ROWS whose settings are all equal to those given."""
+    return [row for row in table if all(row[key] == settings[key] for key in settings)]
