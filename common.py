@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import BadInput, progress
-from study import AUGMENTATION, EARLY_STOPPING_PATIENCE, HEADS
+from study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, HEADS
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -324,14 +324,36 @@ def text(name):
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def load_model(path):
-    """The network of a .keras file or of a run's folder; loading runs no code from the file."""
+def file_digest(path):
+    """sha256 of a file's content."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_digest(path, sha256):
+    """BadInput where the file `path` is missing or is not the one that had this sha256 when written."""
+    if not Path(path).is_file():
+        raise BadInput(f"{path} is missing; make the run anew.")
+    if file_digest(path) != sha256:
+        raise BadInput(f"{path} is not the file that its run wrote (another sha256); make the run anew.")
+
+
+def load_model(path, sha256=None):
+    """The network of a .keras file or of a run's folder; loading runs no code from the file.
+
+    sha256: what the file must have, where it is known. BadInput where it cannot be loaded.
+    """
     import keras
 
     path = Path(path)
     path = path / "model.keras" if path.is_dir() else path
     if not path.is_file():
         raise BadInput(f"There is no model {path}; `python test_model.py` lists the runs there are.")
+    if sha256:
+        check_digest(path, sha256)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged archive fails in many ways, all of them final
@@ -443,3 +465,12 @@ def pooled_model(model, names):
         start += output.shape[-1]
     joined = keras.layers.Concatenate(name="features")(outputs) if len(outputs) > 1 else outputs[0]
     return keras.Model(model.input, joined), columns
+
+
+def discretise(features):
+    """-1 below -0.25, +1 above 0.15, else 0, for standardised features (n, n_features); float32.
+
+    The thresholds of the full-network embedding (Garcia-Gasulla et al. 2018).
+    """
+    low, high = EMBEDDING_THRESHOLDS
+    return (features > high).astype("float32") - (features < low)

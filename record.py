@@ -14,8 +14,10 @@ import numpy as np
 
 from common import (
     build_model,
+    check_digest,
     convolutions,
     feature_layers,
+    file_digest,
     fill_by_batches,
     load_model,
     load_weights,
@@ -25,6 +27,7 @@ from common import (
     weights_digest,
 )
 from dataset import BadInput, check_space, load_images, supports, write_atomically
+from study import FOREST_ROWS, rows_of
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
 
@@ -248,6 +251,24 @@ def plot_confusion(matrix, labels, path, title, notice):
 # Stored features -------------------------------------------------------------------------
 
 
+def add_model_argument(group):
+    """--model: whose features are taken."""
+    group.add_argument(
+        "--model",
+        metavar="M",
+        help="imagenet or none (the original VGG16, trained or drawn anew), a run, a .keras file or an "
+        "official Keras .h5 (default: the dataset's; MAMe imagenet, demo none)",
+    )
+
+
+def resolve_model(args, dataset):
+    """Fill --model with the dataset's default, and --image-size with that of a run given as model."""
+    args.model = args.model or dataset.defaults["weights"]
+    config = Path(args.model) / "config.json"
+    if config.exists() and args.image_size is None:
+        args.image_size = read_json(config)["arguments"]["image_size"]
+
+
 def feature_source(args, layers):
     """The network that --model names, built for the features of `layers`.
 
@@ -286,7 +307,7 @@ def source_key(args):
     path = path / "model.keras" if path.is_dir() else path
     if not path.is_file():
         raise BadInput(f"There is no model {path}; `python test_model.py` lists the runs there are.")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_digest(path)
 
 
 def features_folder(args, dataset, layers):
@@ -299,15 +320,16 @@ def features_folder(args, dataset, layers):
     )
 
 
-def extract_features(args, dataset, layers, splits, folder):
+def extract_features(args, dataset, layers, splits, folder, check=False):
     """Write the features of `splits` to `folder`, those that are not there yet.
 
     For each split: <split>.npy, float32 (n, n_features), written batch by batch; <split>.csv with
     file, label and medium of each row; and for all of them features.json with the layer map.
-    Nothing is loaded, not even Keras, where all splits are there already.
+    Nothing is loaded, not even Keras, where all splits are there already, unless `check`: then
+    BadInput tells where what is there was made by another model or from another dataset.
     """
     missing = [split for split in splits if not (folder / f"{split}.npy").exists()]
-    if not missing:
+    if not missing and not check:
         return
     model = feature_source(args, layers)
     names = feature_layers(model, layers)
@@ -409,11 +431,62 @@ def load_features(folder, dataset, split, layers):
     return features, stored, files
 
 
-def check_supports(dataset, split, labels):
-    """Compare the images evaluated with the metadata's count and supports; BadInput on a difference."""
-    found = np.bincount(labels, minlength=len(dataset.labels)).tolist()
-    if found != list(supports(dataset, split).values()):
+def check_supports(dataset, split, labels, skip_unreadable):
+    """Compare the labels (n,) of the images evaluated with the metadata's count and supports.
+
+    BadInput on a difference; with `skip_unreadable` only where there are more than listed.
+    """
+    found = np.bincount(labels, minlength=len(dataset.labels))
+    listed = np.array(list(supports(dataset, split).values()))
+    wrong = np.flatnonzero(found > listed if skip_unreadable else found != listed)
+    if len(wrong):
         raise BadInput(
-            f"{sum(found)} images of the {split} split were evaluated, the metadata lists "
-            f"{len(dataset.splits[split].files)}, or their classes differ; extract or evaluate anew."
+            f"{found.sum()} images of the {split} split were evaluated where the metadata lists "
+            f"{listed.sum()} (first difference: {dataset.labels[wrong[0]]}, {found[wrong[0]]} of "
+            f"{listed[wrong[0]]}); extract the features anew, or pass --skip-unreadable."
         )
+
+
+# Forests ---------------------------------------------------------------------------------
+
+TRUSTED_TYPES = {
+    "common.discretise",
+    "sklearn.preprocessing._function_transformer.FunctionTransformer",
+    "sklearn.tree._tree.Tree",  # compiled, so a forged one could crash: hence the checksum
+}
+
+
+def save_pipeline(path, pipeline):
+    """Write a fitted scikit-learn pipeline without pickle (skops), atomically."""
+    import skops.io
+
+    write_atomically(path, skops.io.dumps(pipeline))
+
+
+def load_pipeline(path, sha256):
+    """A pipeline that `save_pipeline` wrote; BadInput where the file is not the one with this sha256,
+    or holds anything but its types."""
+    import skops.io
+
+    check_digest(path, sha256)
+    try:
+        content = Path(path).read_bytes()
+        unknown = set(skops.io.get_untrusted_types(data=content)) - TRUSTED_TYPES
+        if not unknown:
+            return skops.io.loads(content, trusted=sorted(TRUSTED_TYPES))
+    except Exception as error:  # a damaged archive fails in many ways, all of them final
+        raise BadInput(f"{path} is not a whole forest ({error}); fit it anew.") from None
+    raise BadInput(f"{path} holds types that are not a forest's ({min(unknown)}); fit it anew.")
+
+
+def forest_rows(model, row):
+    """The study's rows for one forest: `model` as in --model, `row` as in its metrics.json."""
+    original = model in ("imagenet", "none") or model.endswith(".h5")
+    return rows_of(
+        FOREST_ROWS,
+        model="original" if original else "fine-tuned",
+        layers=row["layers"],
+        discretize=row["discretize"],
+        trees=row["n_estimators"],
+        leaf=row["min_samples_leaf"],
+    )

@@ -9,6 +9,7 @@ import numpy as np
 from common import (
     batches,
     convolutions,
+    file_digest,
     fill_by_batches,
     positive,
     positive_float,
@@ -186,6 +187,7 @@ def finish_training(run, dataset, history, study):
         "best_step": best["step"],
         "epochs": len(history),
         "steps": steps,
+        "model_sha256": file_digest(run / "model.keras"),
     }
     write_json(run / "metrics.json", metrics)
 

@@ -1,0 +1,74 @@
+"""Store the features of VGG16's layers for every image: each convolution's activation averaged over
+its positions, the dense layers as they are (STUDY, "Feature extraction").
+
+    python extract_features.py                          all layers of the original VGG16: 12,416
+    python extract_features.py --model RUN --layers conv    a fine-tuned network's 13 convolutions: 4,224
+
+    --layers         original VGG16      fine-tuned, head iii
+    all              12,416              4,992 (13 convolutions, fc1, fc2, fc3)
+    conv              4,224              4,224 (13 convolutions: the study's figure)
+    last              1,472              1,472
+    block5_conv3        512                512
+"""
+
+import argparse
+from pathlib import Path
+
+from common import add_shared_arguments, import_keras, resolve_arguments
+from dataset import SPLITS, BadInput, load_dataset
+from record import (
+    add_model_argument,
+    extract_features,
+    features_folder,
+    print_configuration,
+    print_notice,
+    read_json,
+    resolve_model,
+    run_script,
+)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    group = parser.add_argument_group("the features")
+    add_model_argument(group)
+    group.add_argument(
+        "--layers",
+        default="all",
+        help="all, conv, last (of each block), or names separated by commas (default: %(default)s)",
+    )
+    group.add_argument(
+        "--splits",
+        default=",".join(SPLITS),
+        metavar="S,S",
+        help="which splits, separated by commas (default: %(default)s)",
+    )
+    add_shared_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    splits = [split.strip() for split in args.splits.split(",")]
+    if not set(splits) <= set(SPLITS):
+        raise BadInput(f"--splits {args.splits}: choose among {', '.join(SPLITS)}.")
+    dataset = load_dataset(args.data)
+    resolve_model(args, dataset)
+    resolve_arguments(args, dataset)
+    print_configuration(args, dataset, "extract_features.py")
+
+    folder = Path(args.out) if args.out else features_folder(args, dataset, args.layers)
+    if not all((folder / f"{split}.npy").exists() for split in splits) or args.out:
+        import_keras()
+    extract_features(args, dataset, args.layers, splits, folder, check=bool(args.out))
+
+    print_notice(dataset.notice)
+    columns = read_json(folder / "features.json")["layers"]
+    print(f"{max(stop for _, stop in columns.values())} features of {len(columns)} layers in {folder}/")
+    print(f"Next: python random_forest.py --leaf 2 --trees 50 --data {args.data} --features {folder}")
+
+
+if __name__ == "__main__":
+    run_script(main)
