@@ -452,7 +452,7 @@ def check_supports(dataset, split, labels, skip_unreadable):
 TRUSTED_TYPES = {
     "common.discretise",
     "sklearn.preprocessing._function_transformer.FunctionTransformer",
-    "sklearn.tree._tree.Tree",  # compiled, so a forged one could crash: hence the checksum
+    "sklearn.tree._tree.Tree",  # compiled and unchecked by scikit-learn: hence `check_trees`
 }
 
 
@@ -473,10 +473,24 @@ def load_pipeline(path, sha256):
         content = Path(path).read_bytes()
         unknown = set(skops.io.get_untrusted_types(data=content)) - TRUSTED_TYPES
         if not unknown:
-            return skops.io.loads(content, trusted=sorted(TRUSTED_TYPES))
+            pipeline = skops.io.loads(content, trusted=sorted(TRUSTED_TYPES))
+            check_trees(pipeline[-1])
+            return pipeline
     except Exception as error:  # a damaged archive fails in many ways, all of them final
         raise BadInput(f"{path} is not a whole forest ({error}); fit it anew.") from None
     raise BadInput(f"{path} holds types that are not a forest's ({min(unknown)}); fit it anew.")
+
+
+def check_trees(forest):
+    """ValueError where a node of a loaded tree points to itself, back, or out of its arrays."""
+    for tree in (estimator.tree_ for estimator in forest.estimators_):
+        number = np.arange(tree.node_count)
+        for child in (tree.children_left, tree.children_right):
+            inside = (child > number) & (child < tree.node_count)
+            if not np.all(inside | (child == -1)):
+                raise ValueError("a tree's node has no valid child")
+        if np.any(tree.feature >= forest.n_features_in_):
+            raise ValueError("a tree splits on a feature that there is not")
 
 
 def forest_rows(model, row):
