@@ -15,6 +15,8 @@ import numpy as np
 from dataset import BadInput, progress
 from study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, HEADS
 
+PIXEL_DEVIATION = 60.0  # of ImageNet's pixels after preprocess_input, about the same in each channel
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Flags and messages ----------------------------------------------------------------------
@@ -259,7 +261,8 @@ def load_weights(model, weights, seed, layers=None):
 
     Glorot's uniform, VGG16's default in Keras, halves the variance at each rectified layer: after
     13 of them nothing is left to learn from. He et al. (2015) keeps it, which is what lets plain
-    VGG16 train from scratch.
+    VGG16 train from scratch. It asks for inputs of variance 1; `preprocess_input` leaves pixels at a
+    standard deviation of about 60, by which the first kernel is divided.
     """
     layers = layers or convolutions(model)
     if weights == "none":
@@ -267,6 +270,8 @@ def load_weights(model, weights, seed, layers=None):
             kernel, bias = model.get_layer(name).weights
             rng = np.random.default_rng([seed, number])  # NumPy's: the same on every backend
             deviation = np.sqrt(2 / np.prod(kernel.shape[:-1]))
+            if name == "block1_conv1":
+                deviation /= PIXEL_DEVIATION
             kernel.assign(rng.normal(0, deviation, kernel.shape).astype("float32"))
             bias.assign(np.zeros(bias.shape))
         return

@@ -43,15 +43,15 @@ ARCHIVES = {  # name -> md5 where it is known
 SIZE = 256
 DEMO_DEFAULTS = {
     "name": "demo",
-    "image_size": 64,
+    "image_size": 48,
     "weights": "none",
     "batch_size": 32,
     "learning_rate": 1e-3,
-    "fine_tune_learning_rate": 1e-4,
+    "fine_tune_learning_rate": 2e-6,
     "pretrain_learning_rate": 1e-4,
     "epochs": 20,
     "fine_tune_epochs": 2,
-    "pretrain_epochs": 4,
+    "pretrain_epochs": 6,
     "notice": "DEMO DATASET: textures drawn by this project, not MAMe. No figure here is MAMe's.",
 }
 DEMO_MUSEUMS = ("Demo museum A", "Demo museum B", "Demo museum C")
