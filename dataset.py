@@ -227,6 +227,8 @@ def read_defaults(root):
         raise BadInput(f"{path}: unknown setting {min(unknown)!r}; known: {list(MAME_DEFAULTS)}.")
     for key, value in own.items():
         known = MAME_DEFAULTS[key]
+        if value is None and known is None:
+            continue
         kind = str if known is None or isinstance(known, str) else type(known)
         if not isinstance(value, (kind, int) if kind is float else kind) or value is True:
             raise BadInput(f"{path}: {key} must be of type {kind.__name__}, not {value!r}.")

@@ -407,7 +407,7 @@ def load_features(folder, dataset, split, layers):
             rows = list(csv.DictReader(file))
         files = np.array([row["file"] for row in rows])
         stored = np.array([int(row["label"]) for row in rows])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise BadInput(
             f"The {split} features in {folder} are missing or damaged ({error}); "
             "extract them anew with extract_features.py."

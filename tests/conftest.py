@@ -1,5 +1,6 @@
 """The tiny dataset that the tests run on: four mediums in MAMe's layout, 64 images of 48 pixels."""
 
+import importlib
 import json
 import os
 import shutil
@@ -73,6 +74,21 @@ def own_tiny(tiny_and_rows, tmp_path):
     return root, tiny_and_rows[1]
 
 
+def call_script(name, *arguments):
+    """Call a script's main in this process."""
+    importlib.import_module(name).main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def stored_features(tiny, tmp_path_factory):
+    """Folder of the features of an untrained VGG16 for the tiny dataset; read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("extraction"))
+        call_script("extract_features", "--data", tiny, "--model", "none")
+        (folder,) = Path("features").absolute().iterdir()
+    return folder
+
+
 @pytest.fixture
 def workdir(tmp_path, monkeypatch):
     """An empty working folder, where runs/, features/ and data/cache/ are made."""
@@ -91,10 +107,9 @@ def shared():
 @pytest.fixture
 def script(monkeypatch):
     """Call a script's main in this process: script("finetune", "--head", "i") -> None."""
-    import importlib
 
     def call(name, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        importlib.import_module(name).main([str(argument) for argument in arguments])
+        call_script(name, *arguments)
 
     return call

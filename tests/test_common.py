@@ -136,6 +136,13 @@ def test_heads_are_the_studys(head):
         assert float(dense[0].kernel_regularizer.l2) == pytest.approx(0.01)
 
 
+def test_pretrainings_tops():
+    for head, units in (("fc", [4096, 4096, 29]), ("gap", [29])):
+        model = common.build_model(32, 29, head)
+        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+        assert [layer.units for layer in dense] == units
+
+
 def test_flattened_block5_pool_has_25088_values_at_224():
     model = common.build_model(224, 29, "iii")
     assert model.get_layer("flatten").output.shape == (None, 25088)

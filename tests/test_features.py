@@ -1,0 +1,123 @@
+"""extract_features.py, and what is stored of the features."""
+
+import csv
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from conftest import write_csv
+
+import common
+from dataset import BadInput, load_dataset, load_images
+from record import load_features
+
+
+@pytest.fixture
+def folder(workdir, stored_features):
+    """A copy of the features of an untrained VGG16 for the tiny dataset, where scripts look for it."""
+    folder = workdir / "features" / stored_features.name
+    shutil.copytree(stored_features, folder)
+    return folder
+
+
+def test_stored_features_are_those_of_the_network_row_by_row(tiny, folder):
+    dataset, images, _ = load_images(load_dataset(tiny), ("val",), 32, "none")
+    features = np.load(folder / "val.npy", allow_pickle=False)
+    assert features.dtype == np.float32
+    assert features.shape == (len(dataset.splits["val"].files), 12416)
+    with open(folder / "val.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == dataset.splits["val"].files.tolist()
+    assert [int(row["label"]) for row in rows] == dataset.splits["val"].labels.tolist()
+    assert [row["medium"] for row in rows] == [dataset.labels[int(row["label"])] for row in rows]
+    model = common.build_model(32, 4, "gap")
+    common.load_weights(model, "none", seed=0)
+    raw = keras.Model(model.input, model.get_layer("block3_conv2").output)
+    x = keras.applications.vgg16.preprocess_input(images["val"][np.arange(5)].astype("float32"))
+    start, stop = json.loads((folder / "features.json").read_text())["layers"]["block3_conv2"]
+    expected = np.asarray(raw.predict_on_batch(x)).mean(axis=(1, 2))
+    np.testing.assert_allclose(features[:5, start:stop], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("layers", "count"), [("all", 12416), ("last", 1472), ("block5_conv3", 512)])
+def test_layer_sets_are_columns_of_one_extraction(tiny, folder, layers, count):
+    dataset = load_dataset(tiny)
+    features, labels, files = load_features(folder, dataset, "train", layers)
+    assert features.shape == (len(files), count)
+    columns = json.loads((folder / "features.json").read_text())["layers"]
+    whole = np.load(folder / "train.npy")
+    start, stop = columns["block5_conv3"]
+    ours = features if layers != "all" else features[:, :stop]
+    np.testing.assert_array_equal(ours[:, -512:], whole[:, start:stop])
+
+
+def test_extracting_again_computes_nothing(tiny, folder, script, monkeypatch):
+    monkeypatch.setattr("record.feature_source", None)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    script("extract_features", "--data", tiny, "--model", "none")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_another_dataset_is_refused(folder, own_tiny):
+    root, rows = own_tiny
+    file, _, museum, split = rows[0]
+    write_csv(root, [(file, "Woodcut", museum, split), *rows[1:]])
+    with pytest.raises(BadInput, match="another dataset"):
+        load_features(folder, load_dataset(root), "train", "all")
+
+
+def test_another_model_into_the_same_folder_is_refused(tiny, folder, script):
+    before = (folder / "features.json").read_bytes()
+    with pytest.raises(BadInput, match="weights_sha256"):
+        script("extract_features", "--data", tiny, "--model", "none", "--seed", "1", "--out", folder)
+    assert (folder / "features.json").read_bytes() == before
+
+
+def damage_rows(folder):
+    lines = (folder / "val.csv").read_text().splitlines(keepends=True)
+    (folder / "val.csv").write_text("".join([lines[0], *lines[:0:-1]])[:-40])
+
+
+def swap_label(folder):
+    text = (folder / "val.csv").read_text().splitlines()
+    cells = text[1].split(",")
+    cells[1] = str((int(cells[1]) + 1) % 4)
+    (folder / "val.csv").write_text("\n".join([text[0], ",".join(cells), *text[2:]]) + "\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "val.npy").write_bytes((folder / "val.npy").read_bytes()[:-100]),
+        lambda folder: (folder / "val.npy").write_bytes(b""),
+        lambda folder: np.save(folder / "val.npy", np.zeros((3, 4), "float32")),
+        lambda folder: np.save(folder / "val.npy", np.array([{}], dtype=object), allow_pickle=True),
+        lambda folder: (folder / "val.csv").unlink(),
+        lambda folder: (folder / "features.json").write_text("{"),
+        lambda folder: (folder / "features.json").unlink(),
+        damage_rows,
+        swap_label,
+    ],
+)
+def test_damaged_features_are_refused(tiny, folder, damage):
+    damage(folder)
+    with pytest.raises(BadInput):
+        load_features(folder, load_dataset(tiny), "val", "all")
+
+
+def test_a_fine_tuned_heads_layers(tiny, workdir, script):
+    script("finetune", "--data", tiny, "--epochs", "1", "--out", "tuned")
+    script("extract_features", "--data", tiny, "--model", "tuned", "--splits", "val")
+    script("extract_features", "--data", tiny, "--model", "tuned", "--splits", "val", "--layers", "conv")
+    shapes = sorted(np.load(path).shape[1] for path in (workdir / "features").glob("*/val.npy"))
+    assert shapes == [4224, 4992]
+
+
+def test_an_unknown_layer_or_split_is_named(tiny, workdir, script):
+    with pytest.raises(BadInput, match="block9"):
+        script("extract_features", "--data", tiny, "--layers", "block9")
+    with pytest.raises(BadInput, match="--splits trian"):
+        script("extract_features", "--data", tiny, "--splits", "trian")
+    assert not (workdir / "features").exists()

@@ -1,0 +1,225 @@
+"""Training in steps: finetune.py, train_pretrained.py, training.py."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+import common
+import training
+from dataset import BadInput, load_dataset, load_images
+from study import UNFREEZE
+
+FAST = ("--epochs", "1", "--fine-tune-epochs", "1")
+
+
+def only_run(folder):
+    (run,) = (folder / "runs").iterdir()
+    return run
+
+
+def read_history(run):
+    with open(run / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def make(tiny, cache, head="iii", seed=0, **arguments):
+    """A model, its data, and arguments for `training.train_step`."""
+    keras.utils.set_random_seed(seed)
+    dataset, images, _ = load_images(load_dataset(tiny), ("train", "val"), 32, str(cache))
+    args = SimpleNamespace(batch_size=16, seed=seed, optimizer="adam", cache=str(cache), **arguments)
+    model = common.build_model(32, 4, head)
+    common.load_weights(model, "none", seed)
+    return model, dataset, images, args
+
+
+def step(blocks=(), augment=False, learning_rate=1e-3, epochs=1):
+    return dict(name="", blocks=blocks, augment=augment, learning_rate=learning_rate, epochs=epochs)
+
+
+def snapshot(model):
+    return {layer.name: [w.copy() for w in layer.get_weights()] for layer in model.layers if layer.weights}
+
+
+def changed(before, model):
+    return {
+        name
+        for name, arrays in before.items()
+        if any(np.any(a != b) for a, b in zip(arrays, model.get_layer(name).get_weights()))
+    }
+
+
+# What trains ------------------------------------------------------------------------------
+
+
+def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path):
+    model, dataset, images, args = make(tiny, tmp_path)
+    head = {"batch_normalization", "fc1", "fc2", "fc3", "predictions"}
+    for name, blocks in UNFREEZE["stepped"]:
+        before = snapshot(model)
+        training.train_step(
+            model, step(blocks), dataset, images, args, 0, tmp_path / "c.weights.h5", lambda *_: None
+        )
+        conv = {name for name in common.convolutions(model) if name.split("_")[0] in blocks}
+        assert changed(before, model) == head | conv, name
+    assert conv == set(common.convolutions(model))
+
+
+def test_frozen_head_on_cached_activations_equals_the_uncached_run(tiny, tmp_path):
+    def train(cache):
+        model, dataset, images, args = make(tiny, tmp_path / "images", head="iii")
+        args.cache = str(cache)
+        losses = []
+        training.train_step(
+            model,
+            step(epochs=3),
+            dataset,
+            images,
+            args,
+            0,
+            tmp_path / "c.weights.h5",
+            lambda _, logs: losses.append((logs["loss"], logs["val_loss"])),
+        )
+        return losses, snapshot(model)
+
+    cached, cached_weights = train(tmp_path / "images")
+    assert list((tmp_path / "images").glob("*block5_pool*"))
+    plain, plain_weights = train("none")
+    np.testing.assert_allclose(cached, plain, rtol=2e-4)
+    for name, arrays in plain_weights.items():
+        for ours, theirs in zip(cached_weights[name], arrays):
+            np.testing.assert_allclose(ours, theirs, atol=3e-4)
+
+
+def test_activation_cache_follows_the_weights(tiny, tmp_path):
+    for seed in (0, 1, 0):
+        model, dataset, images, args = make(tiny, tmp_path, seed=seed)
+        training.train_step(
+            model, step(), dataset, images, args, 0, tmp_path / "c.weights.h5", lambda *_: None
+        )
+    assert len(list(tmp_path.glob("*-train-*block5_pool*"))) == 2
+
+
+# Callbacks --------------------------------------------------------------------------------
+
+
+def test_callbacks_stop_on_val_loss_and_keep_the_best_val_accuracy(tmp_path):
+    stop, checkpoint, _ = common.training_callbacks(tmp_path / "c.weights.h5", lambda *_: None)
+    assert (stop.monitor, stop.patience) == ("val_loss", 20)
+    assert (checkpoint.monitor, checkpoint.mode, checkpoint.save_best_only) == ("val_accuracy", "max", True)
+
+
+def test_a_step_ends_with_the_weights_of_its_best_val_accuracy(tiny, tmp_path):
+    model, dataset, images, args = make(tiny, tmp_path)
+    seen = []
+    training.train_step(
+        model,
+        step(learning_rate=3e-3, epochs=6),
+        dataset,
+        images,
+        args,
+        0,
+        tmp_path / "c.weights.h5",
+        lambda _, logs: seen.append(logs["val_accuracy"]),
+    )
+    assert len(set(seen)) > 1  # else the test says nothing
+    val = common.batches(images["val"], dataset.splits["val"].labels, 16)
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    assert model.evaluate(val, verbose=0, return_dict=True)["accuracy"] == pytest.approx(max(seen))
+
+
+# Scripts ----------------------------------------------------------------------------------
+
+
+def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys):
+    arguments = ("--data", tiny, "--head", "iii", "--unfreeze", "stepped", "--final-augment")
+    script("finetune", *arguments, *FAST)
+    out = capsys.readouterr().out
+    assert out.count("TINY DATASET of the tests.") == 2
+    assert "stepwise, then augmentation" in out  # the study's row beside ours
+    assert "79.12%" in out
+    run = only_run(workdir)
+    assert run.name == "tiny-finetune-iii-stepped-final-augment"
+    files = {path.name for path in run.iterdir()}
+    assert files == {"config.json", "history.csv", "metrics.json", "model.keras", "curves.png"}
+    history = read_history(run)
+    names = [name for name, _ in UNFREEZE["stepped"]]
+    assert [row["trained"] for row in history] == [*names, "all, augmented"]
+    assert [row["augment"] for row in history] == ["False"] * 3 + ["True"]
+    assert {row["dataset"] for row in history} == {"tiny"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    best = max(history, key=lambda row: float(row["val_accuracy"]))
+    for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        assert metrics[key] == pytest.approx(float(best[key]))
+    assert metrics["notice"] == "TINY DATASET of the tests."
+    config = json.loads((run / "config.json").read_text())
+    assert config["arguments"]["learning_rate"] == 1e-3
+    assert config["dataset"]["fingerprint"] == load_dataset(tiny).fingerprint
+    assert config["versions"]["keras"] == keras.__version__
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    # model.keras is the epoch that the metrics speak of
+    dataset, images, _ = load_images(load_dataset(tiny), ("val",), 32)
+    model = common.load_model(run)
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    val = common.batches(images["val"], dataset.splits["val"].labels, 16)
+    assert model.evaluate(val, verbose=0, return_dict=True)["accuracy"] == pytest.approx(
+        metrics["val_accuracy"]
+    )
+
+
+def test_the_same_command_gives_the_same_figures_and_overwrites_nothing(tiny, workdir, script):
+    for _ in range(2):
+        script("finetune", "--data", tiny, "--head", "i", "--augment", *FAST)
+    first, second = sorted((workdir / "runs").iterdir())
+    assert [first.name, second.name] == ["tiny-finetune-i-none-augment", "tiny-finetune-i-none-augment-2"]
+    one, two = (json.loads((run / "metrics.json").read_text()) for run in (first, second))
+    for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        assert one[key] == two[key]
+
+
+def test_a_named_folder_that_is_there_is_left_alone(tiny, workdir, script):
+    (workdir / "mine").mkdir()
+    (workdir / "mine" / "metrics.json").write_text("{}")
+    with pytest.raises(BadInput, match="mine.*--out"):
+        script("finetune", "--data", tiny, "--out", "mine", *FAST)
+    assert (workdir / "mine" / "metrics.json").read_text() == "{}"
+
+
+def test_augment_with_final_augment_is_refused(tiny, workdir, script):
+    with pytest.raises(BadInput, match="--final-augment"):
+        script("finetune", "--data", tiny, "--augment", "--final-augment")
+
+
+def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir, script):
+    script("train_pretrained", "--data", tiny, "--top", "gap")
+    run = only_run(workdir)
+    assert run.name == "tiny-pretrained-gap"
+    pretrained = common.load_model(run)
+    new = common.build_model(32, 4, "gap")
+    common.load_weights(new, "none", seed=0)
+    conv = common.convolutions(new)
+    assert changed(snapshot(new), pretrained) >= set(conv)  # it trained every one of them
+    script("finetune", "--data", tiny, "--weights", run, "--out", "tuned", *FAST)
+    tuned = common.load_model(workdir / "tuned")
+    for name in conv:
+        for ours, theirs in zip(
+            tuned.get_layer(name).get_weights(), pretrained.get_layer(name).get_weights()
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--weights", "nowhere.h5"), "nowhere.h5"),
+        (("--weights", "nowhere"), "nowhere"),
+        (("--image-size", "16"), "at least 32"),
+    ],
+)
+def test_bad_flags_end_before_a_run_begins(tiny, workdir, script, flags, message):
+    with pytest.raises(BadInput, match=message):
+        script("finetune", "--data", tiny, *flags)
+    assert not (workdir / "runs").exists()

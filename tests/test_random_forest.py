@@ -1,0 +1,164 @@
+"""random_forest.py: forests, the full-network embedding, the grid, and their files."""
+
+import csv
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.pipeline import Pipeline
+
+import random_forest
+from dataset import BadInput, load_dataset
+from record import check_trees, load_features, load_pipeline, save_pipeline
+
+
+@pytest.fixture
+def features(workdir, stored_features):
+    """The stored features, copied to where the scripts look for them."""
+    folder = workdir / "features" / stored_features.name
+    shutil.copytree(stored_features, folder)
+    return folder
+
+
+def only_run(workdir):
+    (run,) = (workdir / "runs").iterdir()
+    return run
+
+
+def test_embedding_equals_numpys_with_the_training_statistics():
+    rng = np.random.default_rng(0)
+    train = rng.gamma(0.5, 30, (200, 40)).astype("float32")
+    train[:, 7] = 3.3  # never varies
+    train[:, 8] = 0
+    val = rng.gamma(0.7, 40, (50, 40)).astype("float32")
+    val[:, 7] = 3.3
+    steps = Pipeline(random_forest.embedding(True)).fit(train)
+    deviation = train.astype("float64").std(axis=0)
+    deviation[[7, 8]] = 1
+    for split in (train, val):
+        z = (split - train.mean(axis=0, dtype="float64")) / deviation
+        expected = np.where(z < -0.25, -1, np.where(z > 0.15, 1, 0))
+        clear = (np.abs(z + 0.25) > 1e-4) & (np.abs(z - 0.15) > 1e-4)
+        ours = steps.transform(split)
+        np.testing.assert_array_equal(ours[clear], expected[clear])
+        assert not ours[:, 7].any()
+    assert steps.transform(val)[:, 8].max() == 1  # what varies only later is not hidden
+
+
+def test_forests_grown_from_smaller_ones_equal_those_fitted_alone():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(120, 30)).astype("float32"), rng.integers(0, 4, 120)
+    found = random_forest.fit_forests((x, y), (x, y), (100, 12, 50), (2, 7), False, 5, "test")
+    found = [(row["min_samples_leaf"], row["n_estimators"], pipeline) for pipeline, row, *_ in found]
+    assert [(leaf, n) for leaf, n, _ in found] == [(a, b) for a in (2, 7) for b in (12, 50, 100)]
+    for leaf, n_estimators, pipeline in found:
+        alone = RandomForestClassifier(n_estimators, min_samples_leaf=leaf, random_state=5).fit(x, y)
+        np.testing.assert_array_equal(pipeline.predict_proba(x), alone.predict_proba(x))
+
+
+def test_a_run_leaves_its_record(tiny, workdir, features, script, capsys):
+    script("random_forest", "--data", tiny, "--leaf", "2", "--trees", "12")
+    out = capsys.readouterr().out
+    assert out.count("TINY DATASET of the tests.") == 2
+    run = only_run(workdir)
+    assert run.name == "tiny-forest-none-all-trees12-leaf2"
+    metrics = json.loads((run / "metrics.json").read_text())
+    dataset = load_dataset(tiny)
+    x, y, _ = load_features(features, dataset, "train", "all")
+    x_val, y_val, _ = load_features(features, dataset, "val", "all")
+    alone = RandomForestClassifier(12, min_samples_leaf=2, random_state=0).fit(x, y)
+    assert metrics["val_accuracy"] == pytest.approx(alone.score(x_val, y_val))
+    assert metrics["accuracy"] == pytest.approx(alone.score(x, y))
+    assert (metrics["n_estimators"], metrics["min_samples_leaf"], metrics["n_features"]) == (12, 2, 12416)
+    with open(run / "confusion_val.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = np.array([[int(row[label]) for label in dataset.labels] for row in rows])
+    assert np.trace(counts) / counts.sum() == pytest.approx(metrics["val_accuracy"])
+    assert (run / "confusion_val.png").read_bytes().startswith(b"\x89PNG")
+    pipeline = load_pipeline(run / "pipeline.skops", metrics["model_sha256"])
+    np.testing.assert_array_equal(pipeline.predict(x_val), alone.predict(x_val))
+
+
+def test_grid_runs_every_setting_of_the_study_from_one_extraction(
+    tiny, workdir, features, script, monkeypatch
+):
+    monkeypatch.setattr("record.feature_source", None)
+    monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)  # 54 pictures
+    script("random_forest", "--data", tiny, "--grid")
+    run = only_run(workdir)
+    with open(run / "forests.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    settings = {(r["layers"], r["discretize"], r["min_samples_leaf"], r["n_estimators"]) for r in rows}
+    assert len(rows) == len(settings) == 3 * 2 * 3 * 3
+    assert {r["n_features"] for r in rows} == {"12416", "1472", "512"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["val_accuracy"] == max(float(r["val_accuracy"]) for r in rows)
+
+
+def test_extracts_what_is_missing_by_itself(tiny, workdir, script):
+    script("random_forest", "--data", tiny, "--trees", "12", "--discretize", "--layers", "block5_conv3")
+    (folder,) = (workdir / "features").iterdir()
+    assert sorted(path.name for path in folder.glob("*.npy")) == ["train.npy", "val.npy"]
+    assert json.loads((only_run(workdir) / "metrics.json").read_text())["n_features"] == 512
+
+
+@pytest.fixture
+def forest():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)).astype("float32"), rng.integers(0, 3, 60)
+    steps = random_forest.embedding(True)
+    return Pipeline([*steps, ("forest", RandomForestClassifier(3, random_state=0))]).fit(x, y), x
+
+
+def test_a_forest_is_stored_without_pickle_and_loads_as_it_was(forest, tmp_path):
+    pipeline, x = forest
+    save_pipeline(tmp_path / "a.skops", pipeline)
+    from common import file_digest
+
+    loaded = load_pipeline(tmp_path / "a.skops", file_digest(tmp_path / "a.skops"))
+    np.testing.assert_array_equal(loaded.predict_proba(x), pipeline.predict_proba(x))
+    assert not any(name.endswith(".pkl") for name in zipfile.ZipFile(tmp_path / "a.skops").namelist())
+
+
+def test_a_changed_forest_is_refused(forest, tmp_path):
+    from common import file_digest
+
+    path = tmp_path / "a.skops"
+    save_pipeline(path, forest[0])
+    digest = file_digest(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(BadInput, match="another sha256"):
+        load_pipeline(path, digest)
+    with pytest.raises(BadInput, match="not a whole forest"):
+        load_pipeline(path, file_digest(path))
+
+
+def test_a_file_of_other_types_is_refused(tmp_path):
+    import skops.io
+    from sklearn.preprocessing import FunctionTransformer
+
+    from common import file_digest
+
+    path = tmp_path / "a.skops"
+    path.write_bytes(skops.io.dumps(FunctionTransformer(shutil.rmtree)))
+    with pytest.raises(BadInput, match="shutil.rmtree"):
+        load_pipeline(path, file_digest(path))
+
+
+@pytest.mark.parametrize("child", [0, 10**6])
+def test_a_tree_that_points_back_or_out_is_refused(forest, child):
+    tree = forest[0][-1].estimators_[0].tree_
+    tree.children_left[0] = child
+    with pytest.raises(ValueError, match="no valid child"):
+        check_trees(forest[0][-1])
+
+
+def test_features_without_a_layer_or_folder_are_named(tiny, workdir, features, script):
+    with pytest.raises(BadInput, match="block9"):
+        script("random_forest", "--data", tiny, "--layers", "block9")
+    with pytest.raises(BadInput, match="nowhere"):
+        script("random_forest", "--data", tiny, "--features", "nowhere")
+    assert not (workdir / "runs").exists()

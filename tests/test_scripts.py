@@ -1,0 +1,119 @@
+"""The scripts as a user calls them: processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+def run(*command, cwd):
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    script, *arguments = map(str, command)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_there_are_six_scripts():
+    assert SCRIPTS == [
+        "extract_features.py",
+        "finetune.py",
+        "get_data.py",
+        "random_forest.py",
+        "test_model.py",
+        "train_pretrained.py",
+    ]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_imports_nothing_heavy(script, tmp_path):
+    start = time.perf_counter()
+    done = run(script, "--help", cwd=tmp_path)
+    assert time.perf_counter() - start < 5  # a heavy import takes longer; it is a fraction of a second
+    assert done.returncode == 0
+    assert "--data DIR" in done.stdout
+    code = "import os, sys, runpy\nsys.argv = [sys.argv[1], '--help']\n"
+    code += "sys.path.insert(0, os.path.dirname(sys.argv[0]))\n"
+    code += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code += "except SystemExit: print([m for m in ('keras', 'tensorflow', 'sklearn', 'matplotlib')"
+    code += " if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / script)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.endswith("[]\n"), done.stderr
+
+
+def test_commands_in_a_row_on_a_dataset(tiny, tmp_path):
+    fast = ("--epochs", "1", "--fine-tune-epochs", "1")
+    for command in (
+        ("random_forest.py", "--leaf", "2", "--trees", "50"),
+        ("finetune.py", "--head", "iii", "--unfreeze", "all", *fast),
+        ("test_model.py",),
+    ):
+        done = run(*command, "--data", tiny, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "TINY DATASET of the tests." in done.stdout
+        assert "Next: " in done.stdout
+        assert "oneDNN" not in done.stderr  # no wall of TensorFlow's logs
+    reports = list((tmp_path / "runs").glob("*/test/metrics.json"))
+    assert len(reports) == 1
+    assert json.loads(reports[0].read_text())["images"] == 22
+
+
+def test_where_mame_is_absent_the_demo_is_drawn_and_said(tmp_path):
+    done = run("test_model.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "There is no MAMe in data/mame" in done.stdout
+    assert "DEMO DATASET" in done.stdout
+    assert (tmp_path / "data" / "demo" / "MAMe_dataset.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("finetune.py", "--data", "data/mame"),  # named, so not replaced by the demo
+        ("finetune.py", "--head", "iv"),
+        ("finetune.py", "--learning-rate", "-1"),
+        ("finetune.py", "--augment", "--final-augment"),
+        ("random_forest.py", "--data", "nowhere"),
+        ("random_forest.py", "--trees", "0"),
+        ("extract_features.py", "--splits", "validation"),
+        ("test_model.py", "--run", "nowhere", "--data", "nowhere"),
+        ("get_data.py", "mame", "--url", "http://127.0.0.1:9", "--data", "here"),
+        ("get_data.py", "everything"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(command, tmp_path):
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_named(tiny, tmp_path):
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    done = run("finetune.py", "--data", tiny, "--out", "sealed/run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "sealed" in done.stderr
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tiny, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    done = run("random_forest.py", "--data", tiny, "--trees", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "runs" in done.stderr
+    assert (tmp_path / "runs").read_text() == "a file"

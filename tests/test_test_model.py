@@ -1,0 +1,162 @@
+"""test_model.py: the report on the test split."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import COUNTS, MEDIUMS, write_csv
+from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
+
+import test_model as report
+from dataset import BadInput, load_dataset, load_images
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, stored_features, tmp_path_factory):
+    """A working folder with one network's and one forest's run; read only."""
+    from conftest import call_script
+
+    folder = tmp_path_factory.mktemp("work")
+    shutil.copytree(stored_features, folder / "features" / stored_features.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        call_script("random_forest", "--data", tiny, "--trees", "12")
+        call_script("finetune", "--data", tiny, "--epochs", "2", "--head", "i")
+        shutil.rmtree(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def in_runs(runs, workdir):
+    shutil.copytree(runs, workdir, dirs_exist_ok=True)
+    # runs name their dataset and features by path, as they were made
+    return workdir
+
+
+def read_predictions(folder):
+    with open(folder / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("kind", ["forest-none-all-trees12-leaf2", "finetune-i-none"])
+def test_figures_are_scikit_learns_and_tied_to_files(tiny, in_runs, script, capsys, kind):
+    run = f"runs/tiny-{kind}"
+    script("test_model", "--run", run, "--data", tiny)
+    out = capsys.readouterr().out
+    assert out.count("TINY DATASET of the tests.") == 2
+    metrics = json.loads((in_runs / run / "test" / "metrics.json").read_text())
+    rows = read_predictions(in_runs / run / "test")
+    assert metrics["images"] == len(rows) == len(MEDIUMS) * COUNTS["test"] + 2
+    for row in rows:  # the class is in the file's name
+        assert row["file"].split(".")[:2] == ["test", str(MEDIUMS.index(row["true"]))]
+    true = [MEDIUMS.index(row["true"]) for row in rows]
+    first = [MEDIUMS.index(row["predicted_1"]) for row in rows]
+    assert metrics["accuracy"] == pytest.approx(np.mean(np.equal(true, first)))
+    assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(true, first))
+    assert metrics["macro avg"]["f1-score"] == pytest.approx(f1_score(true, first, average="macro"))
+    assert {name: c["support"] for name, c in metrics["classes"].items()} == {
+        name: true.count(index) for index, name in enumerate(MEDIUMS)
+    }
+    museums = {row["museum"] for row in rows}
+    assert set(metrics["museums"]) == museums
+    for museum in museums:
+        here = [row["true"] == row["predicted_1"] for row in rows if row["museum"] == museum]
+        assert metrics["museums"][museum] == {
+            "accuracy": pytest.approx(np.mean(here)),
+            "support": len(here),
+        }
+    assert np.sum(metrics["confusion_matrix"]) == len(rows)
+    assert np.trace(metrics["confusion_matrix"]) == np.sum(np.equal(true, first))
+    assert metrics["dataset"]["notice"] == "TINY DATASET of the tests."
+    assert (in_runs / run / "test" / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_network_predictions_are_the_models_own_for_each_file(tiny, in_runs, script):
+    import keras
+
+    from common import load_model
+
+    run = in_runs / "runs" / "tiny-finetune-i-none"
+    script("test_model", "--run", run, "--data", tiny, "--batch-size", "5")
+    model = load_model(run)
+    dataset, images, _ = load_images(load_dataset(tiny), ("test",), 32, "none")
+    x = keras.applications.vgg16.preprocess_input(images["test"][np.arange(22)].astype("float32"))
+    expected = dict(zip(dataset.splits["test"].files, np.asarray(model.predict_on_batch(x))))
+    for row in read_predictions(run / "test"):
+        probabilities = expected[row["file"]]
+        assert row["predicted_1"] == MEDIUMS[probabilities.argmax()]
+        assert float(row["probability_1"]) == pytest.approx(probabilities.max(), abs=1e-4)
+
+
+def test_the_order_of_the_predictions_does_not_matter(tiny):
+    dataset = load_dataset(tiny)
+    files = dataset.splits["test"].files.tolist()
+    rng = np.random.default_rng(0)
+    predictions = {file: rng.dirichlet(np.ones(4)) for file in files}
+    shuffled = {file: predictions[file] for file in rng.permutation(files).tolist()}
+    one, two = report.evaluate(dataset, predictions), report.evaluate(dataset, shuffled)
+    assert one[0] == two[0]
+    assert one[0]["top_5_accuracy"] == pytest.approx(
+        top_k_accuracy_score(one[2], one[3], k=3, labels=range(4))
+    )
+
+
+def test_without_a_flag_the_best_validation_accuracy_is_tested(tiny, in_runs, script, capsys):
+    script("test_model", "--data", tiny)
+    scores = {
+        path.parent.name: json.loads(path.read_text())["val_accuracy"]
+        for path in (in_runs / "runs").glob("*/metrics.json")
+    }
+    best = max(sorted(scores), key=scores.get)
+    assert [path.parent.name for path in (in_runs / "runs").glob("*/test")] == [best]
+    out = capsys.readouterr().out
+    assert all(name in out for name in scores)
+    assert "81.25%" in out
+    assert "73.00%" in out
+
+
+def test_without_a_run_the_studys_rows_are_shown(tiny, workdir, script, capsys):
+    script("test_model", "--data", tiny)
+    out = capsys.readouterr().out
+    assert "81.25%" in out
+    assert "Next: python finetune.py" in out
+
+
+def test_real_data_that_was_not_run_is_said_to_be_not_measured(own_tiny, workdir, script, capsys):
+    root, _ = own_tiny
+    settings = json.loads((root / "defaults.json").read_text())
+    (root / "defaults.json").write_text(json.dumps(settings | {"notice": None}))
+    script("test_model", "--data", root)
+    assert capsys.readouterr().out.count("not measured here") == 15
+
+
+def test_missing_test_images_are_named_or_left_out_and_recorded(tiny, own_tiny, in_runs, script):
+    root, _ = own_tiny
+    (root / "data_256" / "test.2.1.jpg").unlink()
+    run = "runs/tiny-finetune-i-none"
+    with pytest.raises(BadInput, match=r"test\.2\.1\.jpg"):
+        script("test_model", "--run", run, "--data", root)
+    script("test_model", "--run", run, "--data", root, "--skip-unreadable", "--out", "report")
+    metrics = json.loads((in_runs / "report" / "metrics.json").read_text())
+    assert metrics["images"] == 21
+    assert metrics["skipped_images"] == ["test.2.1.jpg"]
+
+
+def test_what_does_not_fit_is_refused(tiny, own_tiny, in_runs, script):
+    run = "runs/tiny-finetune-i-none"
+    with pytest.raises(BadInput, match="nowhere"):
+        script("test_model", "--run", "nowhere", "--data", tiny)
+    with pytest.raises(BadInput, match="32 pixels"):
+        script("test_model", "--run", run, "--data", tiny, "--image-size", "48")
+    root, rows = own_tiny
+    labels = (root / "MAMe_labels.csv").read_text().replace("Bronze", "Brass")
+    (root / "MAMe_labels.csv").write_text(labels)
+    write_csv(root, [(file, medium.replace("Bronze", "Brass"), *rest) for file, medium, *rest in rows])
+    with pytest.raises(BadInput, match="other classes"):
+        script("test_model", "--run", run, "--data", root)
+    path = in_runs / run / "model.keras"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(BadInput, match="another sha256"):
+        script("test_model", "--run", run, "--data", tiny)
