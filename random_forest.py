@@ -124,7 +124,8 @@ def fit_forests(train, val, trees, leaves, discretize, seed, description):
         start = time.perf_counter()
         forest.set_params(n_estimators=n_estimators).fit(x, y)
         seconds = time.perf_counter() - start
-        fitted = copy.copy(forest).set_params(warm_start=False)
+        # one thread adds up the trees' votes in one order: the same figures at every run
+        fitted = copy.copy(forest).set_params(warm_start=False, n_jobs=1)
         fitted.estimators_ = list(forest.estimators_)
         predicted = fitted.predict(x_val)
         row = {
