@@ -72,12 +72,11 @@ def main(argv=None):
     keras.utils.set_random_seed(args.seed)
     print_configuration(args, dataset, "finetune.py")
 
+    model = build_model(args.image_size, len(dataset.labels), args.head, args.l2, "vgg16_" + dataset.name)
+    load_weights(model, args.weights, args.seed)
     dataset, images, skipped = load_images(
         dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
     )
-    model = build_model(args.image_size, len(dataset.labels), args.head, args.l2, "vgg16_" + dataset.name)
-    load_weights(model, args.weights, args.seed)
-
     steps = plan_steps(args)
     strategy = args.unfreeze + "-augment" * args.augment + "-final-augment" * args.final_augment
     run = start_run(args, dataset, f"finetune-{args.head}-{strategy}", skipped, steps=steps)

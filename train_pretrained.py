@@ -43,12 +43,11 @@ def main(argv=None):
     keras.utils.set_random_seed(args.seed)
     print_configuration(args, dataset, "train_pretrained.py")
 
+    model = build_model(args.image_size, len(dataset.labels), args.top, name="vgg16_" + dataset.name)
+    load_weights(model, args.weights, args.seed)
     dataset, images, skipped = load_images(
         dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
     )
-    model = build_model(args.image_size, len(dataset.labels), args.top, name="vgg16_" + dataset.name)
-    load_weights(model, args.weights, args.seed)
-
     step = {"name": "all", "blocks": ALL_BLOCKS, "augment": args.augment}
     step |= {"learning_rate": args.pretrain_learning_rate, "epochs": args.pretrain_epochs}
     name = f"pretrained-{args.top}" + "-augment" * args.augment
