@@ -215,10 +215,16 @@ def plot_curves(history, path, title, notice):
         for row in starts:
             if row is not history[0]:
                 axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
-            axes.annotate(
-                f" {row['step']}: {row['trained']}",
-                (row["epoch"] - (0.5 if row is not history[0] else 0), 1.01),
-                xycoords=("data", "axes fraction"),
+            # along the line, at the end of the axis that the curves leave free
+            y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
+            axes.text(
+                row["epoch"] - 0.5,
+                y,
+                f"{row['step']}: {row['trained']}",
+                transform=axes.get_xaxis_transform(),
+                rotation=90,
+                ha="right" if row is history[0] else "left",
+                va=side,
                 fontsize=7,
                 color="dimgrey",
             )
