@@ -64,7 +64,10 @@ def natural(text):
 
 def positive(text):
     """argparse type: an integer of 1 or more."""
-    return natural(text) or natural("-1")
+    value = natural(text)
+    if value == 0:
+        raise ValueError
+    return value
 
 
 def positive_float(text):

@@ -232,6 +232,8 @@ def read_defaults(root):
         kind = str if known is None or isinstance(known, str) else type(known)
         if not isinstance(value, (kind, int) if kind is float else kind) or value is True:
             raise BadInput(f"{path}: {key} must be of type {kind.__name__}, not {value!r}.")
+        if kind is not str and not 0 < value < 2**31:
+            raise BadInput(f"{path}: {key} must be above 0, not {value!r}.")
     return {**MAME_DEFAULTS, **own}
 
 

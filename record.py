@@ -40,17 +40,18 @@ def run_script(main):
     try:
         main()
     except BadInput as error:
-        sys.exit(f_exit(f"{script}: error: {error}", 2))
+        sys.exit(report_failure(f"{script}: error: {error}", 2))
     except OSError as error:
         if error.strerror is None:
             raise
         where = f" {error.filename}" if error.filename else ""
-        sys.exit(f_exit(f"{script}: error: cannot use{where}: {error.strerror}.", 2))
+        sys.exit(report_failure(f"{script}: error: cannot use{where}: {error.strerror}.", 2))
     except KeyboardInterrupt:
-        sys.exit(f_exit(f"\n{script}: interrupted.", 130))
+        sys.exit(report_failure(f"\n{script}: interrupted.", 130))
 
 
-def f_exit(message, status):
+def report_failure(message, status):
+    """Print `message` to stderr; returns the exit status."""
     print(message, file=sys.stderr)
     return status
 

@@ -107,6 +107,9 @@ def test_a_bad_row_is_named(own_tiny, row, names):
         ("defaults.json", b"{", "not JSON"),
         ("defaults.json", b'{"speed": 9}', "speed"),
         ("defaults.json", b'{"image_size": "big"}', "image_size"),
+        ("defaults.json", b'{"batch_size": 0}', "batch_size"),
+        ("defaults.json", b'{"learning_rate": NaN}', "learning_rate"),
+        ("defaults.json", b"[1]", "not an object"),
     ],
 )
 def test_a_malformed_file_is_named(own_tiny, name, content, message):
