@@ -369,7 +369,12 @@ def extract_features(args, dataset, layers, splits, folder, check=False):
             write_csv(
                 folder / f"{split}.csv",
                 [
-                    {"file": file, "label": label, "medium": dataset.labels[label]}
+                    {
+                        "file": file,
+                        "label": label,
+                        "medium": dataset.labels[label],
+                        "dataset": dataset.name,
+                    }
                     for file, label in zip(rows.files, rows.labels)
                 ],
             )
