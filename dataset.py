@@ -386,7 +386,8 @@ def check_space(folder, needed, what):
     if needed * 1.02 > free:
         raise BadInput(
             f"{what.capitalize()} take {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB "
-            "free; free some space, name another folder with --cache, or use --cache none."
+            "free; free some space, name a folder on another disk by --cache or --out, or keep no "
+            "cache by --cache none."
         )
 
 
