@@ -208,7 +208,7 @@ def main(argv=None):
     save_pipeline(run / "pipeline.skops", pipeline)
     about = {"dataset": dataset.name, "notice": dataset.notice}
     digest = file_digest(run / "pipeline.skops")
-    write_json(run / "metrics.json", {**about, **row, "model_sha256": digest})
+    write_json(run / "metrics.json", {**about, **row, "model_sha256": digest, "forests": rows})
 
     print()
     print_notice(dataset.notice)

@@ -238,7 +238,7 @@ def plot_confusion(matrix, labels, path, title, notice):
     """Draw a confusion matrix of counts (true rows, predicted columns), coloured by row share."""
     from matplotlib.figure import Figure
 
-    size = max(5.0, 0.38 * len(labels) + 2.5)
+    size = max(6.5, 0.38 * len(labels) + 2.5)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
     axes = figure.subplots()

@@ -52,15 +52,21 @@ def parse_args(argv=None):
 
 
 def study_rows(config, metrics):
-    """The study's rows that a run reruns, each {"row", "val_accuracy" in percent}."""
+    """The study's rows that a run reruns: [(row's name, the study's percent, our fraction)].
+
+    A row of fine-tuning is the result of its last step, so our figure beside it is that step's.
+    """
     arguments = config["arguments"]
     if config["script"] == "finetune.py":
         keys = ("head", "unfreeze", "augment", "final_augment")
+        ours = metrics["steps"][-1]["val_accuracy"]
         rows = rows_of(FINE_TUNING_ROWS, **{key: arguments[key] for key in keys})
-        return [{"row": row["row"], "val_accuracy": row["figures"][3]} for row in rows]
-    if config["script"] == "random_forest.py":
-        return forest_rows(config["features"]["model"], metrics)
-    return []
+        return [(row["row"], row["figures"][3], ours) for row in rows]
+    return [
+        (row["row"], row["val_accuracy"], forest["val_accuracy"])
+        for forest in metrics.get("forests", [])
+        for row in forest_rows(config["features"]["model"], forest)
+    ]
 
 
 def print_runs(runs, dataset):
@@ -69,15 +75,15 @@ def print_runs(runs, dataset):
         print("Runs")
         rows = []
         for folder, config, metrics in runs:
-            study = " / ".join(f"{row['val_accuracy']:.2f}%" for row in study_rows(config, metrics))
+            study = " / ".join(f"{percentage:.2f}%" for _, percentage, _ in study_rows(config, metrics))
             figures = (percent(metrics["accuracy"]), percent(metrics["val_accuracy"]))
             rows.append((folder, config["dataset"]["name"], *figures, study or "-"))
         print_table(("run", "dataset", "accuracy", "val accuracy", "study, MAMe"), rows)
     ours = {}
     for _, config, metrics in runs:
         if config["dataset"]["fingerprint"] == dataset.fingerprint:
-            for row in study_rows(config, metrics):
-                ours[row["row"]] = max(ours.get(row["row"], 0), metrics["val_accuracy"])
+            for row, _, figure in study_rows(config, metrics):
+                ours[row] = max(ours.get(row, 0), figure)
     print("\nThe study's rows")
     header = ("row", "study, MAMe", f"ours, {dataset.name}")
     rows = [(row["row"], row["figures"][3]) for row in FINE_TUNING_ROWS]
