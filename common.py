@@ -262,10 +262,10 @@ def load_weights(model, weights, seed, layers=None):
     with or without top, a .keras file, or a run's folder.
     Raises BadInput that names the first layer that is missing or of another shape.
 
-    Glorot's uniform, VGG16's default in Keras, halves the variance at each rectified layer: after
-    13 of them nothing is left to learn from. He et al. (2015) keeps it, which is what lets plain
-    VGG16 train from scratch. It asks for inputs of variance 1; `preprocess_input` leaves pixels at a
-    standard deviation of about 60, by which the first kernel is divided.
+    Glorot's uniform, VGG16's default in Keras, halves the variance at each rectified layer, 13 times.
+    He et al. (2015) keeps it, which is what lets plain deep networks train from scratch. It asks for
+    inputs of variance 1; `preprocess_input` leaves pixels at a standard deviation of about 60, by
+    which the first kernel is divided.
     """
     layers = layers or convolutions(model)
     if weights == "none":

@@ -3,9 +3,9 @@
     python train_pretrained.py
     python train_pretrained.py --weights none --top gap
 
-Its 13 convolutions are what `python finetune.py --weights RUN` starts from. From scratch the
-convolutions are drawn He-normal (He et al. 2015): with Keras' default, Glorot's uniform, plain VGG16
-stays at chance (`benchmarks/initialisation.py` shows both).
+Its 13 convolutions are what `python finetune.py --weights RUN` starts from. From scratch they are drawn
+He-normal (He et al. 2015), which keeps the signal's size through all 13; Keras' default, Glorot's
+uniform, halves its variance at each (`benchmarks/initialisation.py` shows both).
 """
 
 import argparse
