@@ -349,6 +349,15 @@ def check_digest(path, sha256):
         raise BadInput(f"{path} is not the file that its run wrote (another sha256); make the run anew.")
 
 
+def model_file(path):
+    """The file behind a --model or --weights: `path`, or model.keras in a run's folder."""
+    path = Path(path)
+    path = path / "model.keras" if path.is_dir() else path
+    if not path.is_file():
+        raise BadInput(f"There is no model {path}; `python test_model.py` lists the runs there are.")
+    return path
+
+
 def load_model(path, sha256=None):
     """The network of a .keras file or of a run's folder; loading runs no code from the file.
 
@@ -356,10 +365,7 @@ def load_model(path, sha256=None):
     """
     import keras
 
-    path = Path(path)
-    path = path / "model.keras" if path.is_dir() else path
-    if not path.is_file():
-        raise BadInput(f"There is no model {path}; `python test_model.py` lists the runs there are.")
+    path = model_file(path)
     if sha256:
         check_digest(path, sha256)
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from common import add_shared_arguments, import_keras, resolve_arguments
 from dataset import SPLITS, BadInput, load_dataset
 from record import (
-    add_model_argument,
+    add_feature_arguments,
     extract_features,
     features_folder,
     print_configuration,
@@ -33,12 +33,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     group = parser.add_argument_group("the features")
-    add_model_argument(group)
-    group.add_argument(
-        "--layers",
-        default="all",
-        help="all, conv, last (of each block), or names separated by commas (default: %(default)s)",
-    )
+    add_feature_arguments(group)
     group.add_argument(
         "--splits",
         default=",".join(SPLITS),

@@ -45,7 +45,7 @@ def parse_args(argv=None):
 
 
 def plan_steps(args):
-    """The steps of a strategy, as `common.train_step` takes them."""
+    """The steps of a strategy, as `training.train_step` takes them."""
     steps = []
     for name, blocks in UNFREEZE[args.unfreeze]:
         steps.append({"name": name, "blocks": blocks, "augment": args.augment})

@@ -19,7 +19,7 @@ import numpy as np
 from common import add_shared_arguments, discretise, file_digest, import_keras, positive, resolve_arguments
 from dataset import load_dataset, progress
 from record import (
-    add_model_argument,
+    add_feature_arguments,
     check_supports,
     extract_features,
     features_folder,
@@ -62,12 +62,7 @@ def parse_args(argv=None):
         "block5_conv3; with and without --discretize",
     )
     group = parser.add_argument_group("the features")
-    group.add_argument(
-        "--layers",
-        default="all",
-        help="all, conv, last (of each block), or names separated by commas (default: %(default)s)",
-    )
-    add_model_argument(group)
+    add_feature_arguments(group)
     group.add_argument(
         "--features", metavar="DIR", help="what extract_features.py stored (default: found or made)"
     )

@@ -21,6 +21,7 @@ from common import (
     fill_by_batches,
     load_model,
     load_weights,
+    model_file,
     pooled_model,
     read_weights,
     select_layers,
@@ -258,8 +259,13 @@ def plot_confusion(matrix, labels, path, title, notice):
 # Stored features -------------------------------------------------------------------------
 
 
-def add_model_argument(group):
-    """--model: whose features are taken."""
+def add_feature_arguments(group):
+    """--layers and --model: which features are taken, and whose."""
+    group.add_argument(
+        "--layers",
+        default="all",
+        help="all, conv, last (of each block), or names separated by commas (default: %(default)s)",
+    )
     group.add_argument(
         "--model",
         metavar="M",
@@ -310,11 +316,7 @@ def source_key(args):
         return "imagenet"
     if args.model == "none":
         return f"none seed {args.seed}"
-    path = Path(args.model)
-    path = path / "model.keras" if path.is_dir() else path
-    if not path.is_file():
-        raise BadInput(f"There is no model {path}; `python test_model.py` lists the runs there are.")
-    return file_digest(path)
+    return file_digest(model_file(args.model))
 
 
 def features_folder(args, dataset, layers):

@@ -64,23 +64,20 @@ def train_steps(model, steps, dataset, images, args, run):
     Writes to the folder `run` after every epoch history.csv and curves.png, after every step that
     beats the earlier ones model.keras: the run's best val_accuracy. Returns the rows of history.csv.
     """
-    history, best = [], -1.0
+    history = []
     checkpoint = run / "step.weights.h5"
     for number, step in enumerate(steps, 1):
         print(f"Step {number} of {len(steps)}: {step['name']}", flush=True)
 
         def on_epoch_end(epoch, logs, number=number, step=step):
-            keys = ("loss", "accuracy", "val_loss", "val_accuracy")
             row = {"epoch": len(history) + 1, "step": number, "trained": step["name"]}
             row |= {"augment": step["augment"], "learning_rate": step["learning_rate"]}
-            history.append(row | {key: float(logs[key]) for key in keys} | {"dataset": dataset.name})
+            history.append(row | {key: float(logs[key]) for key in FIGURES} | {"dataset": dataset.name})
             write_csv(run / "history.csv", history)
             plot_curves(history, run / "curves.png", run.name, dataset.notice)
 
         train_step(model, step, dataset, images, args, len(history), checkpoint, on_epoch_end)
-        step_best = max(row["val_accuracy"] for row in history if row["step"] == number)
-        if step_best > best:
-            best = step_best
+        if best_epoch(history)["step"] == number:
             part = run / "part.keras"
             model.save(part)
             os.replace(part, run / "model.keras")
