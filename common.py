@@ -4,6 +4,7 @@ the callbacks of training, and layer-wise pooling.
 Keras is imported inside the functions that need it, so that `--help` answers at once.
 """
 
+import argparse
 import functools
 import hashlib
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import BadInput, progress
+from files import BadInput, check_file, checksum_file, read_json
 from study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, HEADS
 
 PIXEL_DEVIATION = 60.0  # of ImageNet's pixels after preprocess_input, about the same in each channel
@@ -22,8 +23,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Flags and messages ----------------------------------------------------------------------
 
 
-def add_shared_arguments(parser):
-    """The flags that mean the same in every script; None stands for the dataset's own default."""
+def add_shared_arguments(parser, resume=False):
+    """The flags that mean the same in every script; None stands for the dataset's own default.
+
+    resume: add --resume, for the scripts whose runs are resumed (see `parse_arguments`).
+    """
     group = parser.add_argument_group("shared by all scripts")
     group.add_argument(
         "--data",
@@ -52,6 +56,37 @@ def add_shared_arguments(parser):
     group.add_argument(
         "--out", metavar="DIR", help="new folder for the results (default: named after what is run)"
     )
+    if resume:
+        group.add_argument(
+            "--resume",
+            metavar="RUN",
+            help="go on with this interrupted run, with its own settings (the same command run again "
+            "does so too)",
+        )
+
+
+def parse_arguments(parser, argv):
+    """The arguments of `argv`; with --resume RUN those of that run's config.json, and no others.
+
+    BadInput where --resume comes with other flags, or names no run of this script.
+    """
+    args = parser.parse_args(argv)
+    if not args.resume:
+        return args
+    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), ...)))
+    others = [key for key, value in vars(given).items() if value is not ... and key != "resume"]
+    if others:
+        raise BadInput(
+            f"--resume {args.resume} takes every setting from that run; leave out the other flags "
+            f"({', '.join(others)})."
+        )
+    config = read_json(Path(args.resume) / "config.json")
+    if config.get("script") != parser.prog:
+        raise BadInput(
+            f"{args.resume} is a run of {config.get('script')}; resume it with `python "
+            f"{config.get('script')} --resume {args.resume}`."
+        )
+    return argparse.Namespace(**vars(args) | config["arguments"] | {"resume": args.resume})
 
 
 def natural(text):
@@ -153,13 +188,10 @@ def batches(inputs, labels, batch_size, seed=None, augment=False, preprocess=Tru
     return _batches_class()(inputs, labels, batch_size, seed, augment, preprocess, epoch)
 
 
-def fill_by_batches(array, model, images, batch_size, description):
-    """Write model(images) into `array`, rows in order, batch by batch; flushes it to disk."""
+def outputs_of(model, images, batch_size):
+    """A function (start, stop) -> model(images[start:stop]), for `make_array`: float32 (b, ...)."""
     source = batches(images, np.zeros(len(images), "int64"), batch_size)
-    for index in progress(range(len(source)), description):
-        rows = source.rows(index)
-        array[rows] = np.asarray(model.predict_on_batch(source[index][0]))
-    array.flush()
+    return lambda start, stop: np.asarray(model.predict_on_batch(source[start // batch_size][0]))
 
 
 def draw_augmentation(rng, height, width):
@@ -332,23 +364,6 @@ def text(name):
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def file_digest(path):
-    """sha256 of a file's content."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def check_digest(path, sha256):
-    """BadInput where the file `path` is missing or is not the one that had this sha256 when written."""
-    if not Path(path).is_file():
-        raise BadInput(f"{path} is missing; make the run anew.")
-    if file_digest(path) != sha256:
-        raise BadInput(f"{path} is not the file that its run wrote (another sha256); make the run anew.")
-
-
 def model_file(path):
     """The file behind a --model or --weights: `path`, or model.keras in a run's folder."""
     path = Path(path)
@@ -358,16 +373,16 @@ def model_file(path):
     return path
 
 
-def load_model(path, sha256=None):
+def load_model(path):
     """The network of a .keras file or of a run's folder; loading runs no code from the file.
 
-    sha256: what the file must have, where it is known. BadInput where it cannot be loaded.
+    BadInput where it cannot be loaded, or is not what its checksum (a run writes one) was made of.
     """
     import keras
 
     path = model_file(path)
-    if sha256:
-        check_digest(path, sha256)
+    if checksum_file(path).exists():
+        check_file(path)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged archive fails in many ways, all of them final
@@ -382,6 +397,18 @@ def weights_digest(model, layers):
         for array in model.get_layer(name).get_weights():
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def random_state(model):
+    """{layer: [seed, count]} of the layers that draw at random: what no weights file of Keras holds."""
+    states = {layer.name: getattr(layer, "seed_generator", None) for layer in model.layers}
+    return {name: np.asarray(generator.state).tolist() for name, generator in states.items() if generator}
+
+
+def set_random_state(model, states):
+    """Set what `random_state` gave."""
+    for name, state in states.items():
+        model.get_layer(name).seed_generator.state.assign(np.array(state, "uint32"))
 
 
 def set_trainable(model, blocks):
@@ -408,20 +435,32 @@ def split_model(model, boundary):
 # Callbacks -------------------------------------------------------------------------------
 
 
-def training_callbacks(checkpoint, on_epoch_end):
-    """Early stopping on val_loss, the weights of the best val_accuracy kept in `checkpoint`."""
+def training_callbacks(checkpoint, on_epoch_end, done=()):
+    """Early stopping on val_loss, the weights of the best val_accuracy kept in `checkpoint`.
+
+    checkpoint: path that may hold {epoch}. on_epoch_end(epoch, logs): called last. done: the figures
+    of the epochs that an interrupted training has behind it. Keras saves neither callback's state, but
+    it follows from these: early stopping is shown them again, the checkpoint starts from their best.
+    """
     import keras
 
+    stopping = keras.callbacks.EarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE)
+
+    def replay(logs):
+        for epoch, figures in enumerate(done):
+            stopping.on_epoch_end(epoch, figures)
+
     return [
-        keras.callbacks.EarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE),
+        stopping,
         keras.callbacks.ModelCheckpoint(
             checkpoint,
             monitor="val_accuracy",
             mode="max",
             save_best_only=True,
             save_weights_only=True,
+            initial_value_threshold=max((row["val_accuracy"] for row in done), default=None),
         ),
-        keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end),
+        keras.callbacks.LambdaCallback(on_train_begin=replay, on_epoch_end=on_epoch_end),
     ]
 
 

@@ -12,7 +12,6 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from files import BadInput, make_array, progress, read_json, write_json
+
+DECODE_BLOCK = 256  # images decoded between two looks at an interrupt
+MOST_PIXELS = 2**26  # 67 megapixels, 0.2 GB decoded: a decompression bomb, not a photograph
 SPLITS = ("train", "val", "test")
 DEFAULT_DATA = Path("data/mame")
 DEMO_DATA = Path("data/demo")
@@ -40,10 +42,6 @@ MAME_DEFAULTS = {
     "pretrain_epochs": 100,
     "notice": None,
 }
-
-
-class BadInput(Exception):
-    """Input that cannot be used: one sentence that names the thing and the mend."""
 
 
 class Split(NamedTuple):
@@ -115,7 +113,8 @@ def demo_dataset():
     if not DEMO_DATA.exists():
         script = Path(__file__).with_name("get_data.py")
         command = [sys.executable, str(script), "demo", "--data", str(DEMO_DATA)]
-        if subprocess.run(command).returncode:
+        # with status 2 another command may have drawn it in the meantime
+        if subprocess.run(command).returncode and not DEMO_DATA.exists():
             raise BadInput(f"The demo dataset could not be drawn in {DEMO_DATA} (see above).")
     return DEMO_DATA
 
@@ -249,13 +248,19 @@ def supports(dataset, split):
 def decode_image(path, image_size):
     """One image file as uint8 (image_size, image_size, 3), RGB, resized bilinearly.
 
-    Raises OSError (PIL.UnidentifiedImageError among them) or ValueError where it cannot be read.
+    Of an animation the first picture is taken. Raises OSError (PIL.UnidentifiedImageError among them)
+    or ValueError where the file cannot be read, or is so large that decoding it could fill the memory.
     """
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
         image.load()
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype("uint8"))
+    image = image.convert("RGB")
     if image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype="uint8")
@@ -294,7 +299,7 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
         if not paths:
             bad = []
         elif cache == "none":
-            bad = decode_all(paths, image_size, None, f"checking {name} images")
+            bad = check_images(paths, image_size, f"checking {name} images")
             images[name] = ImagesOnDemand(np.delete(paths, bad), image_size)
         else:
             stem = f"{dataset.name}-{name}-{image_size}-{images_key(split.take(present), image_size)}"
@@ -318,42 +323,50 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
 
 def images_key(split, image_size):
     """What determines the decoded images of one split, as a short digest."""
-    digest = hashlib.sha256(f"bilinear {image_size}\n".encode())
+    digest = hashlib.sha256(f"all rows, bilinear {image_size}\n".encode())
     digest.update("\n".join(split.files).encode() + split.stamps.tobytes())
     return digest.hexdigest()[:16]
+
+
+class ReadableImages:
+    """The rows of an array of decoded images but those of unreadable files."""
+
+    def __init__(self, array, unreadable):
+        self.array = array
+        self.kept = np.delete(np.arange(len(array)), unreadable)
+        self.shape = (len(self.kept), *array.shape[1:])
+        self.filename = array.filename
+
+    def __len__(self):
+        return len(self.kept)
+
+    def __getitem__(self, rows):
+        return self.array[self.kept[rows]]
 
 
 def cached_images(paths, image_size, cache, stem):
     """Decoded images of `paths` from the folder `cache`, filled first where needed.
 
-    Returns (memory map uint8 (n_readable, size, size, 3), rows of `paths` that cannot be read).
+    Returns (memory map uint8 (n_readable, size, size, 3), or what indexes like one; rows of `paths`
+    that cannot be read: those are black on disk, and noted beside it).
     """
-    path, notes = cache / f"{stem}.npy", cache / f"{stem}.json"
-    if not (path.exists() and notes.exists()):
-        cache.mkdir(parents=True, exist_ok=True)
-        check_space(cache, len(paths) * image_size**2 * 3, "the decoded images")
-        part = cache / f"{stem}.{os.getpid()}.part"
-        try:
-            bad = decode_into(part, paths, image_size, f"decoding {stem}")
-            if bad:  # rare: once more, so that the array on disk holds readable images alone
-                decode_into(part, np.delete(paths, bad), image_size, f"decoding {stem} again")
-            write_atomically(notes, json.dumps({"unreadable_rows": bad}))
-            os.replace(part, path)  # last: its presence says that both are whole
-        finally:
-            part.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r"), json.loads(notes.read_text())["unreadable_rows"]
+    notes = cache / f"{stem}.unreadable.json"
 
+    def produce(start, stop):
+        rows = np.zeros((stop - start, image_size, image_size, 3), "uint8")
+        found = decode_all(paths[start:stop], image_size, rows)
+        if found:  # noted before the block is written, so that no interruption can lose it
+            known = read_json(notes) if notes.exists() else []
+            write_json(notes, sorted({*known, *(start + row for row in found)}))
+        return rows
 
-def decode_into(path, paths, image_size, description):
-    """Decode `paths` into a new .npy file at `path`; returns the rows that could not be read."""
     shape = (len(paths), image_size, image_size, 3)
-    array = np.lib.format.open_memmap(path, "w+", "uint8", shape)
-    bad = decode_all(paths, image_size, array, description)
-    array.flush()
-    return bad
+    images = make_array(cache / f"{stem}.npy", shape, "uint8", produce, DECODE_BLOCK, f"decoding {stem}")
+    bad = read_json(notes) if notes.exists() else []
+    return ReadableImages(images, bad) if bad else images, bad
 
 
-def decode_all(paths, image_size, array, description):
+def decode_all(paths, image_size, array):
     """Decode `paths` on all cores into `array` (or only to see that it works, where None).
 
     Returns the rows that could not be read.
@@ -369,33 +382,13 @@ def decode_all(paths, image_size, array, description):
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(decode, range(len(paths)))
-        rows = progress(done, description, len(paths), " images")
-        return [row for row in rows if row is not None]
+        return [row for row in pool.map(decode, range(len(paths))) if row is not None]
 
 
-def progress(iterable, description, total=None, unit=" batches"):
-    """A tqdm bar, shown where the work takes over two seconds; a file gets a line now and then."""
-    interval = 0.1 if sys.stderr.isatty() else 20
-    return tqdm(iterable, description, total, unit=unit, delay=2, mininterval=interval)
-
-
-def check_space(folder, needed, what):
-    """Raise BadInput where `folder` has not `needed` bytes (and a little more) free."""
-    free = shutil.disk_usage(folder).free
-    if needed * 1.02 > free:
-        raise BadInput(
-            f"{what.capitalize()} take {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB "
-            "free; free some space, name a folder on another disk by --cache or --out, or keep no "
-            "cache by --cache none."
-        )
-
-
-def write_atomically(path, content):
-    """Write str or bytes to `path` so that a reader finds the old file or the whole new one."""
-    part = Path(f"{path}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def check_images(paths, image_size, description):
+    """Decode all `paths` and keep nothing; returns the rows that could not be read."""
+    bad = []
+    for start in progress(range(0, len(paths), DECODE_BLOCK), description):
+        found = decode_all(paths[start : start + DECODE_BLOCK], image_size, None)
+        bad += [start + row for row in found]
+    return bad

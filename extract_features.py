@@ -15,14 +15,14 @@ import argparse
 from pathlib import Path
 
 from common import add_shared_arguments, import_keras, resolve_arguments
-from dataset import SPLITS, BadInput, load_dataset
+from dataset import SPLITS, load_dataset
+from files import BadInput, read_json
 from record import (
     add_feature_arguments,
     extract_features,
     features_folder,
     print_configuration,
     print_notice,
-    read_json,
     resolve_model,
     run_script,
 )

@@ -14,8 +14,18 @@ The study's five strategies for head iii:
 
 import argparse
 
-from common import add_shared_arguments, build_model, import_keras, load_weights, resolve_arguments
-from dataset import BadInput, load_dataset, load_images
+from common import (
+    add_shared_arguments,
+    build_model,
+    convolutions,
+    import_keras,
+    load_weights,
+    parse_arguments,
+    resolve_arguments,
+    weights_digest,
+)
+from dataset import load_dataset, load_images
+from files import BadInput
 from record import print_configuration, run_script, start_run
 from study import FINE_TUNING_ROWS, UNFREEZE, rows_of
 from training import add_training_arguments, finish_training, train_steps
@@ -40,8 +50,8 @@ def parse_args(argv=None):
         help="after the last step, train once more what it trained, with augmentation",
     )
     add_training_arguments(parser, "fine-tuning")
-    add_shared_arguments(parser)
-    return parser.parse_args(argv)
+    add_shared_arguments(parser, resume=True)
+    return parse_arguments(parser, argv)
 
 
 def plan_steps(args):
@@ -79,8 +89,6 @@ def main(argv=None):
     )
     steps = plan_steps(args)
     strategy = args.unfreeze + "-augment" * args.augment + "-final-augment" * args.final_augment
-    run = start_run(args, dataset, f"finetune-{args.head}-{strategy}", skipped, steps=steps)
-    history = train_steps(model, steps, dataset, images, args, run)
     study = rows_of(
         FINE_TUNING_ROWS,
         head=args.head,
@@ -88,7 +96,10 @@ def main(argv=None):
         augment=args.augment,
         final_augment=args.final_augment,
     )
-    finish_training(run, dataset, history, study)
+    decisive = {"steps": steps, "weights_sha256": weights_digest(model, convolutions(model))}
+    with start_run(args, dataset, f"finetune-{args.head}-{strategy}", skipped, **decisive) as run:
+        history = train_steps(model, steps, dataset, images, args, run)
+        finish_training(run, dataset, history, study)
     print(f"Next: python test_model.py --run {run}")
 
 

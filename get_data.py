@@ -26,10 +26,9 @@ from dataset import (
     DEFAULT_DATA,
     DEMO_DATA,
     SPLITS,
-    BadInput,
     load_dataset,
-    progress,
 )
+from files import BadInput, locked, progress
 from record import print_notice, run_script
 
 MAME_URL = "https://storage.hpai.bsc.es/mame-dataset"
@@ -270,10 +269,11 @@ def draw_file(task):
 def write_demo(root, seed=0, scale=1.0):
     """Draw the demo dataset into the new folder `root`; BadInput where it is there already."""
     root = Path(root)
-    if root.exists():
-        raise BadInput(f"{root} is there already; delete it, or name another folder with --data.")
-    part = root.with_name(f"{root.name}.{os.getpid()}.part")
-    try:
+    part = root.with_name(f"{root.name}.part")
+    with locked(root.with_name(f".{root.name}.lock")):
+        if root.exists():
+            raise BadInput(f"{root} is there already; delete it, or name another folder with --data.")
+        shutil.rmtree(part, ignore_errors=True)  # of a drawing that was interrupted
         (part / "data_256").mkdir(parents=True)
         rows = demo_rows(scale)
         tasks = [
@@ -285,8 +285,6 @@ def write_demo(root, seed=0, scale=1.0):
             list(progress(done, "drawing the demo dataset", len(tasks), " images"))
         write_metadata(part, rows)
         os.replace(part, root)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return root
 
 
@@ -416,7 +414,8 @@ def main(argv=None):
     args = parse_args(argv)
     if args.what == "mame":
         root = Path(args.data or DEFAULT_DATA)
-        fetch_mame(root, args.url)
+        with locked(root.with_name(f".{root.name}.lock")):
+            fetch_mame(root, args.url)
     else:
         root = write_demo(args.data or DEMO_DATA, args.seed, args.per_class / DEMO_TRAIN)
     dataset = load_dataset(root)

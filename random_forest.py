@@ -16,8 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common import add_shared_arguments, discretise, file_digest, import_keras, positive, resolve_arguments
-from dataset import load_dataset, progress
+from common import (
+    add_shared_arguments,
+    discretise,
+    import_keras,
+    parse_arguments,
+    positive,
+    resolve_arguments,
+)
+from dataset import load_dataset
+from files import progress, read_json, write_csv, write_json
 from record import (
     add_feature_arguments,
     check_supports,
@@ -30,13 +38,10 @@ from record import (
     print_configuration,
     print_notice,
     print_table,
-    read_json,
     resolve_model,
     run_script,
     save_pipeline,
     start_run,
-    write_csv,
-    write_json,
 )
 from study import FOREST_LAYERS, FOREST_LEAVES, FOREST_REPORTED, FOREST_TREES
 
@@ -66,8 +71,8 @@ def parse_args(argv=None):
     group.add_argument(
         "--features", metavar="DIR", help="what extract_features.py stored (default: found or made)"
     )
-    add_shared_arguments(parser)
-    return parser.parse_args(argv)
+    add_shared_arguments(parser, resume=True)
+    return parse_arguments(parser, argv)
 
 
 def find_features(args, dataset):
@@ -97,24 +102,28 @@ def embedding(discretize):
     return [("standardise", StandardScaler()), ("discretise", FunctionTransformer(discretise))]
 
 
-def fit_forests(train, val, trees, leaves, discretize, seed, description):
+def fit_forests(train, val, trees, leaves, discretize, seed, description, done=()):
     """Fit a forest for each setting; yields (Pipeline, row of metrics, val predictions, seconds).
 
-    train, val: (features float32 (n, n_features), labels (n,)). A forest's first 12 trees are the
-    forest of 12 trees of the same seed, so larger ones grow from smaller ones (warm_start).
+    train, val: (features float32 (n, n_features), labels (n,)). done: (leaf, trees) of those that an
+    interrupted run has behind it. A forest's first 12 trees are the forest of 12 trees of the same
+    seed, so larger ones grow from smaller ones (warm_start).
     """
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.pipeline import Pipeline
 
+    settings = [(leaf, n) for leaf in leaves for n in sorted(trees) if (leaf, n) not in done]
+    if not settings:
+        return
     steps, (x, y), (x_val, y_val) = embedding(discretize), train, val
     for _, transformer in steps:
         x = transformer.fit_transform(x)
         x_val = transformer.transform(x_val)
-    settings = [(leaf, n) for leaf in leaves for n in sorted(trees)]
+    forest = None
     for leaf, n_estimators in progress(settings, description, len(settings), " forests"):
-        if n_estimators == min(trees):
+        if forest is None or forest.min_samples_leaf != leaf:
             forest = RandomForestClassifier(
-                n_estimators, min_samples_leaf=leaf, n_jobs=-1, random_state=seed, warm_start=True
+                min_samples_leaf=leaf, n_jobs=-1, random_state=seed, warm_start=True
             )
         start = time.perf_counter()
         forest.set_params(n_estimators=n_estimators).fit(x, y)
@@ -135,17 +144,19 @@ def fit_forests(train, val, trees, leaves, discretize, seed, description):
 
 
 def run_forests(args, dataset, folder, layer_sets, run):
-    """Fit every setting asked for, each recorded as it ends; returns (rows, best pipeline).
+    """Fit every setting asked for, each recorded as it ends; returns their rows of metrics.
 
-    Writes a confusion matrix (PNG, and CSV of counts) for each forest on the validation split.
+    Writes the best one's pipeline, and a confusion matrix (PNG, and CSV of counts) for each forest on
+    the validation split. RUN/forests.json says which are finished: an interrupted run fits the others.
     """
-    grid = args.grid
-    rows, best = [], None
+    grid, state = args.grid, run / "forests.json"
+    rows = read_json(state) if state.exists() else []
     for layers in layer_sets:
         train, val = (load_features(folder, dataset, split, layers)[:2] for split in ("train", "val"))
         for split, (_, labels) in (("train", train), ("val", val)):
             check_supports(dataset, split, labels, args.skip_unreadable)
         for discretize in (False, True) if grid else (args.discretize,):
+            of_these = [row for row in rows if (row["layers"], row["discretize"]) == (layers, discretize)]
             forests = fit_forests(
                 train,
                 val,
@@ -154,17 +165,24 @@ def run_forests(args, dataset, folder, layer_sets, run):
                 discretize,
                 args.seed,
                 f"{layers}{', discretised' * discretize}",
+                {(row["min_samples_leaf"], row["n_estimators"]) for row in of_these},
             )
             for pipeline, row, predicted, seconds in forests:
                 row = {"layers": layers, **row}
-                rows.append(row)
                 if not grid:
                     print(f"Fitted {args.trees} trees in {seconds:.1f} s.")
-                if best is None or row["val_accuracy"] > best[0]["val_accuracy"]:
-                    best = (row, pipeline)
+                if not rows or row["val_accuracy"] > best_forest(rows)["val_accuracy"]:
+                    save_pipeline(run / "pipeline.skops", pipeline)
                 save_confusion(run, dataset, row, val[1], predicted, grid)
-                write_csv(run / "forests.csv", [{**r, "dataset": dataset.name} for r in rows])
-    return rows, best
+                rows.append(row)
+                write_json(state, rows)  # last: a forest that it does not list is fitted again
+    write_csv(run / "forests.csv", [{**row, "dataset": dataset.name} for row in rows])
+    return rows
+
+
+def best_forest(rows):
+    """The first row of the best val_accuracy: the forest whose pipeline is kept."""
+    return max(rows, key=lambda row: row["val_accuracy"])
 
 
 def save_confusion(run, dataset, row, labels, predicted, grid):
@@ -198,12 +216,12 @@ def main(argv=None):
     source = Path(notes["model"]).name.removesuffix(".keras").removesuffix(".h5")
     setting = f"{args.layers}-trees{args.trees}-leaf{args.leaf}" + "-discretised" * args.discretize
     name = f"forest-{source}-" + ("grid" if args.grid else setting.replace(",", "+"))
-    run = start_run(args, dataset, name, [], features={**notes, "folder": str(folder)})
-    rows, (row, pipeline) = run_forests(args, dataset, folder, layer_sets, run)
-    save_pipeline(run / "pipeline.skops", pipeline)
-    about = {"dataset": dataset.name, "notice": dataset.notice}
-    digest = file_digest(run / "pipeline.skops")
-    write_json(run / "metrics.json", {**about, **row, "model_sha256": digest, "forests": rows})
+    decisive = {"features": {**notes, "folder": str(folder)}}
+    with start_run(args, dataset, name, [], **decisive) as run:
+        rows = run_forests(args, dataset, folder, layer_sets, run)
+        about = {"dataset": dataset.name, "notice": dataset.notice}
+        write_json(run / "metrics.json", {**about, **best_forest(rows), "forests": rows})
+        (run / "forests.json").unlink()
 
     print()
     print_notice(dataset.notice)

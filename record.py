@@ -1,36 +1,49 @@
 """What the scripts print and write: messages, tables, a run's folder, plots, stored features."""
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from common import (
     build_model,
-    check_digest,
     convolutions,
     feature_layers,
-    file_digest,
-    fill_by_batches,
     load_model,
     load_weights,
     model_file,
+    outputs_of,
     pooled_model,
     read_weights,
     select_layers,
     weights_digest,
 )
-from dataset import BadInput, check_space, load_images, supports, write_atomically
+from dataset import load_images, supports
+from files import (
+    BadInput,
+    check_file,
+    file_digest,
+    locked,
+    make_array,
+    read_json,
+    replace_with_checksum,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 from study import FOREST_ROWS, rows_of
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
+LOCK = ".lock"  # in a folder that one process at a time may write to
+UNFINISHED = (LOCK, "config.json.part")  # what a run leaves that was killed before it began
 
 # Messages --------------------------------------------------------------------------------
 
@@ -42,13 +55,15 @@ def run_script(main):
         main()
     except BadInput as error:
         sys.exit(report_failure(f"{script}: error: {error}", 2))
-    except OSError as error:
-        if error.strerror is None:
-            raise
+    except OSError as error:  # h5py's and Pillow's may carry a message alone
         where = f" {error.filename}" if error.filename else ""
-        sys.exit(report_failure(f"{script}: error: cannot use{where}: {error.strerror}.", 2))
+        reason = error.strerror or str(error).split("\n")[0]
+        mend = "mend that (free space, rights, another folder), and the same command goes on"
+        sys.exit(report_failure(f"{script}: error: cannot use{where}: {reason}; {mend}.", 2))
     except KeyboardInterrupt:
-        sys.exit(report_failure(f"\n{script}: interrupted.", 130))
+        sys.exit(
+            report_failure(f"\n{script}: interrupted; the same command goes on where it stopped.", 130)
+        )
 
 
 def report_failure(message, status):
@@ -90,30 +105,6 @@ def percent(fraction):
 # A run's folder --------------------------------------------------------------------------
 
 
-def write_json(path, content):
-    """Write `content` as JSON, atomically."""
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path):
-    """The content of a JSON file that one of the scripts wrote; BadInput where it is damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"There is no {path}; the folder is not one that these scripts wrote.") from None
-    except ValueError as error:
-        raise BadInput(f"{path} is damaged ({error}); make it anew or delete its folder.") from None
-
-
-def write_csv(path, rows):
-    """Write a list of dicts with the same keys as CSV, atomically."""
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, stream.getvalue())
-
-
 def describe_dataset(dataset):
     """What every file says of the data behind it."""
     return {
@@ -139,37 +130,82 @@ def describe_versions():
     return found
 
 
-def new_folder(out, parent, name):
-    """Make a folder that was not there: `out` where given, else parent/name, -2, -3 ..."""
-    if out:
-        candidates = [Path(out)]
-    else:
-        candidates = [Path(parent) / (f"{name}-{n}" if n > 1 else name) for n in range(1, 10000)]
-    for path in candidates:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            continue
-    raise BadInput(f"The folder {candidates[0]} is there already; name a new one with --out.")
-
-
+@contextlib.contextmanager
 def start_run(args, dataset, name, skipped, **more):
-    """Make the run's folder and write its config.json; returns the folder."""
-    run = new_folder(args.out, "runs", f"{dataset.name}-{name}")
+    """The folder of a run, held by this process alone until the `with` block ends.
+
+    A new folder with its config.json, or that of an interrupted run with the same settings, on the same
+    data: the one that --resume or --out names, else runs/<name>, <name>-2 ... No finished run is touched.
+    more: what else decides the run's figures. BadInput where the folder named is of no use.
+    """
     config = {
         "script": Path(sys.argv[0]).name,
-        "arguments": vars(args),
+        "arguments": {key: value for key, value in vars(args).items() if key != "resume"},
         "dataset": describe_dataset(dataset),
         "versions": describe_versions(),
         "skipped_images": skipped,
         "labels": dataset.labels,
         **more,
     }
-    write_json(run / "config.json", config)
-    print(f"This run is recorded in {run}\n", flush=True)
-    return run
+    named = getattr(args, "resume", None) or args.out
+    numbered = (f"{dataset.name}-{name}-{n}" if n > 1 else f"{dataset.name}-{name}" for n in count(1))
+    candidates = [Path(named)] if named else (Path("runs") / folder for folder in numbered)
+    lock, run = claim_folder(candidates, config)
+    try:
+        if (run / "config.json").exists():
+            print(f"Going on with the interrupted run in {run}\n", flush=True)
+        else:
+            write_json(run / "config.json", config)
+            print(f"This run is recorded in {run}\n", flush=True)
+        yield run
+    finally:
+        lock.release()
+
+
+def claim_folder(candidates, config):
+    """(lock, folder) of the first of `candidates` that is new or holds this run, interrupted.
+
+    BadInput that says why where none of them is.
+    """
+    from filelock import FileLock, Timeout
+
+    for run in candidates:
+        reason = why_not(run, config)
+        if not reason:
+            run.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(run / LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                reason = "is being written by another process; wait for that one"
+            else:
+                reason = why_not(run, config)  # it may just have been finished
+                if not reason:
+                    return lock, run
+                lock.release()
+    raise BadInput(f"The folder {run} {reason}, or name a new one with --out.")
+
+
+def why_not(run, config):
+    """Why the folder `run` cannot be taken for the run with this config.json; None where it can."""
+    if not run.is_dir() or all(path.name in UNFINISHED for path in run.iterdir()):
+        return None
+    if (run / "metrics.json").exists():
+        return f"is there already and its run is finished; test it with `python test_model.py --run {run}`"
+    if not (run / "config.json").exists():
+        return "is there already and is not a run's; clear it"
+    stored, wanted = read_json(run / "config.json"), json.loads(json.dumps(config))
+    # the backend counts and not its version; a forest knows one only where it extracted its features
+    backends = {settings.pop("versions").get("keras backend") for settings in (stored, wanted)}
+    for settings in (stored, wanted):
+        settings["dataset"] = settings["dataset"]["fingerprint"]
+    old, new = stored.pop("arguments"), wanted.pop("arguments")
+    different = [key for key in new if key not in old or old[key] != new[key]]
+    different += [key for key in wanted if stored.get(key) != wanted[key]]
+    different += ["Keras backend"] * (len(backends - {None}) > 1)
+    if different:
+        return f"is there already and its run has another {different[0]}; resume it with its own settings"
+    return None
 
 
 def finished_runs(parent):
@@ -229,7 +265,7 @@ def plot_curves(history, path, title, notice):
                 va=side,
                 fontsize=7,
                 color="dimgrey",
-            )
+            ).set_in_layout(False)  # else a long name squeezes the axes
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, path, notice)
@@ -332,20 +368,19 @@ def features_folder(args, dataset, layers):
 def extract_features(args, dataset, layers, splits, folder, check=False):
     """Write the features of `splits` to `folder`, those that are not there yet.
 
-    For each split: <split>.npy, float32 (n, n_features), written batch by batch; <split>.csv with
-    file, label and medium of each row; and for all of them features.json with the layer map.
+    For each split: <split>.npy, float32 (n, n_features), written batch by batch and resumed at the
+    last one after an interruption; <split>.csv with file, label and medium of each row; and for all of
+    them features.json with the layer map.
     Nothing is loaded, not even Keras, where all splits are there already, unless `check`: then
     BadInput tells where what is there was made by another model or from another dataset.
     """
-    missing = [split for split in splits if not (folder / f"{split}.npy").exists()]
+    missing = missing_features(folder, splits)
     if not missing and not check:
         return
     model = feature_source(args, layers)
     names = feature_layers(model, layers)
     pooled, columns = pooled_model(model, names)
-    dataset, images, skipped = load_images(
-        dataset, missing, args.image_size, args.cache, args.skip_unreadable
-    )
+    dataset, images, _ = load_images(dataset, missing, args.image_size, args.cache, args.skip_unreadable)
     notes = {
         "model": str(args.model),
         "seed": args.seed,
@@ -355,35 +390,28 @@ def extract_features(args, dataset, layers, splits, folder, check=False):
         "dataset": describe_dataset(dataset),
         "versions": describe_versions(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "features.json").exists():
-        check_same(read_json(folder / "features.json"), notes, folder)
-    write_json(folder / "features.json", notes)
-    width = pooled.output_shape[-1]
-    for split in missing:
-        rows = dataset.splits[split]
-        check_space(folder, len(rows.files) * width * 4, f"the {split} features")
-        path, part = folder / f"{split}.npy", folder / f"{split}.npy.{os.getpid()}.part"
-        try:
-            shape = (len(rows.files), width)
-            array = np.lib.format.open_memmap(part, "w+", "float32", shape)
-            fill_by_batches(array, pooled, images[split], args.batch_size, f"{split} features")
-            write_csv(
-                folder / f"{split}.csv",
-                [
-                    {
-                        "file": file,
-                        "label": label,
-                        "medium": dataset.labels[label],
-                        "dataset": dataset.name,
-                    }
-                    for file, label in zip(rows.files, rows.labels)
-                ],
-            )
-            os.replace(part, path)  # last: its presence says that the split is whole
-        finally:
-            part.unlink(missing_ok=True)
-        print(f"  {path}: {shape[0]} images, {shape[1]} features", flush=True)
+    with locked(folder / LOCK):
+        if (folder / "features.json").exists():
+            check_same(read_json(folder / "features.json"), notes, folder)
+        else:
+            write_json(folder / "features.json", notes)
+        width = pooled.output_shape[-1]
+        for split in missing_features(folder, missing):  # less where another process made them
+            rows = dataset.splits[split]
+            lines = [
+                {"file": file, "label": label, "medium": dataset.labels[label], "dataset": dataset.name}
+                for file, label in zip(rows.files, rows.labels)
+            ]
+            write_csv(folder / f"{split}.csv", lines)  # first: the .npy says that the split is whole
+            path, shape = folder / f"{split}.npy", (len(rows.files), width)
+            produce = outputs_of(pooled, images[split], args.batch_size)
+            make_array(path, shape, "float32", produce, args.batch_size, f"the {split} features")
+            print(f"  {path}: {shape[0]} images, {shape[1]} features", flush=True)
+
+
+def missing_features(folder, splits):
+    """Those of `splits` whose features are not in `folder`."""
+    return [split for split in splits if not (folder / f"{split}.npy").exists()]
 
 
 def check_same(stored, wanted, folder):
@@ -415,6 +443,7 @@ def load_features(folder, dataset, split, layers):
             f"The features in {folder} were made from another dataset than {dataset.root}; "
             "name its folder with --data, or extract anew with extract_features.py."
         )
+    check_file(folder / f"{split}.npy")
     try:
         features = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
         with open(folder / f"{split}.csv", encoding="utf-8", newline="") as file:
@@ -471,18 +500,20 @@ TRUSTED_TYPES = {
 
 
 def save_pipeline(path, pipeline):
-    """Write a fitted scikit-learn pipeline without pickle (skops), atomically."""
+    """Write a fitted scikit-learn pipeline without pickle (skops), atomically, with its checksum."""
     import skops.io
 
-    write_atomically(path, skops.io.dumps(pipeline))
+    part = Path(f"{path}.part")
+    part.write_bytes(skops.io.dumps(pipeline))
+    replace_with_checksum(part, path)
 
 
-def load_pipeline(path, sha256):
-    """A pipeline that `save_pipeline` wrote; BadInput where the file is not the one with this sha256,
-    or holds anything but its types."""
+def load_pipeline(path):
+    """A pipeline that `save_pipeline` wrote; BadInput where the file is not what its checksum was
+    made of, or holds anything but a pipeline's types."""
     import skops.io
 
-    check_digest(path, sha256)
+    check_file(path)
     try:
         content = Path(path).read_bytes()
         unknown = set(skops.io.get_untrusted_types(data=content)) - TRUSTED_TYPES

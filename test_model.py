@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from common import add_shared_arguments, batches, import_keras, load_model
-from dataset import BadInput, load_dataset, load_images, progress
+from dataset import load_dataset, load_images
+from files import BadInput, locked, progress, read_json, write_csv, write_json
 from record import (
+    LOCK,
     check_supports,
     describe_dataset,
     extract_features,
@@ -27,10 +29,7 @@ from record import (
     plot_confusion,
     print_notice,
     print_table,
-    read_json,
     run_script,
-    write_csv,
-    write_json,
 )
 from study import FINE_TUNING_ROWS, FOREST_ROWS, TEST_F1, TEST_FIGURES, rows_of
 
@@ -117,7 +116,7 @@ def predict_network(args, dataset, folder, config):
     """{file: probabilities (n_classes,)} of a network for the test split."""
     keras = import_keras()
     keras.utils.set_random_seed(args.seed)
-    model = load_model(folder, read_json(folder / "metrics.json")["model_sha256"])
+    model = load_model(folder)
     dataset, images, skipped = load_images(
         dataset, ("test",), config["arguments"]["image_size"], args.cache, args.skip_unreadable
     )
@@ -134,7 +133,7 @@ def predict_network(args, dataset, folder, config):
 def predict_forest(args, dataset, folder, config):
     """{file: probabilities (n_classes,)} of a forest for the test split, features extracted first."""
     row = read_json(folder / "metrics.json")
-    pipeline = load_pipeline(folder / "pipeline.skops", row["model_sha256"])
+    pipeline = load_pipeline(folder / "pipeline.skops")
     features = Path(config["features"]["folder"])
     layers = ",".join(config["features"]["layers"])
     settings = {"image_size": config["features"]["image_size"], "seed": config["features"]["seed"]}
@@ -236,7 +235,6 @@ def print_report(figures, dataset):
 def write_report(out, run, dataset, evaluated, skipped):
     """Write metrics.json, predictions.csv and confusion_matrix.png into the folder `out`."""
     figures, files, true, probabilities, museums = evaluated
-    out.mkdir(parents=True, exist_ok=True)
     ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     rows = []
     for number, file in enumerate(files):
@@ -285,7 +283,8 @@ def main(argv=None):
 
     same = config["dataset"]["fingerprint"] == dataset.fingerprint
     out = Path(args.out) if args.out else folder / ("test" if same else f"test-{dataset.fingerprint[:8]}")
-    write_report(out, folder, dataset, evaluated, skipped)
+    with locked(out / LOCK):
+        write_report(out, folder, dataset, evaluated, skipped)
     print()
     print_report(evaluated[0], dataset)
     print()

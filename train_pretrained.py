@@ -10,7 +10,16 @@ uniform, halves its variance at each (`benchmarks/initialisation.py` shows both)
 
 import argparse
 
-from common import add_shared_arguments, build_model, import_keras, load_weights, resolve_arguments
+from common import (
+    add_shared_arguments,
+    build_model,
+    convolutions,
+    import_keras,
+    load_weights,
+    parse_arguments,
+    resolve_arguments,
+    weights_digest,
+)
 from dataset import load_dataset, load_images
 from record import print_configuration, run_script, start_run
 from study import ALL_BLOCKS
@@ -31,8 +40,8 @@ def parse_args(argv=None):
     )
     group.add_argument("--augment", action="store_true", help="augment the training images")
     add_training_arguments(parser, "pretraining")
-    add_shared_arguments(parser)
-    return parser.parse_args(argv)
+    add_shared_arguments(parser, resume=True)
+    return parse_arguments(parser, argv)
 
 
 def main(argv=None):
@@ -51,9 +60,10 @@ def main(argv=None):
     step = {"name": "all", "blocks": ALL_BLOCKS, "augment": args.augment}
     step |= {"learning_rate": args.pretrain_learning_rate, "epochs": args.pretrain_epochs}
     name = f"pretrained-{args.top}" + "-augment" * args.augment
-    run = start_run(args, dataset, name, skipped, steps=[step])
-    history = train_steps(model, [step], dataset, images, args, run)
-    finish_training(run, dataset, history, study=[])
+    decisive = {"steps": [step], "weights_sha256": weights_digest(model, convolutions(model))}
+    with start_run(args, dataset, name, skipped, **decisive) as run:
+        history = train_steps(model, [step], dataset, images, args, run)
+        finish_training(run, dataset, history, study=[])
     print(f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}")
 
 

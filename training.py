@@ -1,25 +1,24 @@
 """Training in steps, as train_pretrained.py and finetune.py do it, and what a run records of it."""
 
-import os
+import shutil
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from common import (
     batches,
     convolutions,
-    file_digest,
-    fill_by_batches,
+    outputs_of,
     positive,
     positive_float,
+    random_state,
+    set_random_state,
     set_trainable,
     split_model,
     training_callbacks,
     weights_digest,
 )
-from dataset import check_space
-from record import percent, plot_curves, print_notice, print_table, write_csv, write_json
+from files import make_array, read_json, replace_with_checksum, sync, write_csv, write_json
+from record import percent, plot_curves, print_notice, print_table
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
@@ -58,39 +57,97 @@ def add_training_arguments(parser, kind):
     )
 
 
+# What an interrupted run goes on from: RUN/resume/state.json, written after each epoch and each step.
+# It names the weights files that belong to it; those are written before it and removed after it, so
+# that whatever it names is whole at any moment.
+RESUME = "resume"
+
+
+def read_state(folder):
+    """What state.json in `folder` says, or the state of a run that has not begun."""
+    state = {"step": 1, "stopped": False, "start": None, "last": None, "random": {}, "history": []}
+    path = folder / "state.json"
+    return state | (read_json(path) if path.exists() else {})
+
+
 def train_steps(model, steps, dataset, images, args, run):
     """Train `model` step by step, each from the best weights of the one before.
 
     Writes to the folder `run` after every epoch history.csv and curves.png, after every step that
-    beats the earlier ones model.keras: the run's best val_accuracy. Returns the rows of history.csv.
+    beats the earlier ones model.keras: the run's best val_accuracy. Where `run` was interrupted it
+    goes on after its last finished epoch. Returns the rows of history.csv.
     """
-    history = []
-    checkpoint = run / "step.weights.h5"
-    for number, step in enumerate(steps, 1):
-        print(f"Step {number} of {len(steps)}: {step['name']}", flush=True)
+    folder = run / RESUME
+    folder.mkdir(exist_ok=True)
+    state = read_state(folder)
+    history = state["history"]
+    if state["start"]:
+        model.load_weights(folder / state["start"])
+        set_random_state(model, state["random"])
 
-        def on_epoch_end(epoch, logs, number=number, step=step):
-            row = {"epoch": len(history) + 1, "step": number, "trained": step["name"]}
-            row |= {"augment": step["augment"], "learning_rate": step["learning_rate"]}
-            history.append(row | {key: float(logs[key]) for key in FIGURES} | {"dataset": dataset.name})
+    def commit(**changes):
+        state.update(changes, history=history)
+        write_json(folder / "state.json", state)
+        kept = {"state.json", state["start"], state["last"]}
+        if rows := rows_of_step(history, state["step"]):
+            kept.add(best_name(rows))
             write_csv(run / "history.csv", history)
             plot_curves(history, run / "curves.png", run.name, dataset.notice)
+        for path in folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
 
-        train_step(model, step, dataset, images, args, len(history), checkpoint, on_epoch_end)
+    if history:
+        commit()
+        print(f"{len(history)} epochs are finished; going on after them.", flush=True)
+    for number in range(state["step"], len(steps) + 1):
+        step = steps[number - 1]
+        print(f"Step {number} of {len(steps)}: {step['name']}", flush=True)
+        about = {"step": number, "trained": step["name"], "augment": step["augment"]}
+        about["learning_rate"] = step["learning_rate"]
+
+        def on_epoch_end(trained, figures, about=about):
+            epoch = len(history) + 1
+            last = f"last-{epoch}.weights.h5"
+            save_weights(trained, folder / last)
+            history.append({"epoch": epoch, **about, **figures, "dataset": dataset.name})
+            random = state["random"] | random_state(trained)
+            commit(last=last, stopped=trained.stop_training, random=random)
+
+        train_step(model, step, dataset, images, args, len(history), folder, on_epoch_end, state)
         if best_epoch(history)["step"] == number:
             part = run / "part.keras"
             model.save(part)
-            os.replace(part, run / "model.keras")
-        checkpoint.unlink()
+            replace_with_checksum(part, run / "model.keras")
+        start = f"step-{number}.weights.h5"
+        save_weights(model, folder / start)
+        commit(step=number + 1, stopped=False, start=start, last=None)
     return history
 
 
-def train_step(model, step, dataset, images, args, first_epoch, checkpoint, on_epoch_end):
+def save_weights(model, path):
+    """Weights, and the optimizer's state where the model is compiled, to a new file."""
+    model.save_weights(path)
+    sync(path)
+
+
+def best_name(rows):
+    """The file of a step's best epoch so far, from the step's rows of history.csv."""
+    return f"best-{rows.index(best_epoch(rows)) + 1}.weights.h5"
+
+
+def rows_of_step(history, number):
+    return [row for row in history if row["step"] == number]
+
+
+def train_step(model, step, dataset, images, args, first_epoch, folder, on_epoch_end, state=None):
     """One step of a strategy: set what trains, compile with a new optimizer, fit, restore the best.
 
     step: dict with name, blocks (those that train beside the head), augment, learning_rate, epochs.
-    images: {"train": ..., "val": ...} as from `load_images`. first_epoch: epochs of earlier steps,
-    so that shuffling and augmentation never repeat. on_epoch_end(epoch, logs): the record.
+    images: {"train": ..., "val": ...} as from `load_images`. first_epoch: epochs that the run has behind
+    it, so that shuffling and augmentation never repeat and never depend on an interruption. folder: for
+    the weights of the best epochs. on_epoch_end(trained model, its FIGURES): the record. state: that of
+    an interrupted run, which may have epochs of this step behind it.
     Leaves in `model` the weights of the step's best val_accuracy.
 
     Where no convolution trains and nothing is augmented, the head is trained on block5_pool's
@@ -123,15 +180,28 @@ def train_step(model, step, dataset, images, args, first_epoch, checkpoint, on_e
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    trained.fit(
-        train,
-        validation_data=val,
-        epochs=step["epochs"],
-        shuffle=False,  # `batches` shuffles by seed and epoch; Keras would shuffle batches on top
-        callbacks=training_callbacks(checkpoint, on_epoch_end),
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
-    trained.load_weights(checkpoint)
+    done = rows_of_step(state["history"], state["step"]) if state else []
+    rows = [{key: row[key] for key in FIGURES} for row in done]
+    if done:
+        trained.optimizer.build(trained.trainable_variables)
+        trained.load_weights(folder / state["last"])
+        set_random_state(trained, state["random"])
+
+    def record(_, logs):
+        rows.append({key: float(logs[key]) for key in FIGURES})
+        on_epoch_end(trained, rows[-1])
+
+    if len(done) < step["epochs"] and not (state and state["stopped"]):
+        trained.fit(
+            train,
+            validation_data=val,
+            initial_epoch=len(done),
+            epochs=step["epochs"],
+            shuffle=False,  # `batches` shuffles by seed and epoch; Keras would shuffle batches on top
+            callbacks=training_callbacks(folder / "best-{epoch}.weights.h5", record, done),
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    trained.load_weights(folder / best_name(rows))
 
 
 def new_optimizer(name, learning_rate):
@@ -148,17 +218,9 @@ def cached_activations(lower, layer, images, args, description):
     """
     key = weights_digest(lower, convolutions(lower))[:16]
     path = Path(args.cache) / f"{Path(images.filename).stem}-{layer}-{key}.npy"
-    if not path.exists():
-        shape = (len(images), *lower.output.shape[1:])
-        check_space(path.parent, int(np.prod(shape)) * 4, f"the activations of {layer}")
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            array = np.lib.format.open_memmap(part, "w+", "float32", shape)
-            fill_by_batches(array, lower, images, args.batch_size, f"{layer} of {description}")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+    shape = (len(images), *lower.output.shape[1:])
+    produce = outputs_of(lower, images, args.batch_size)
+    return make_array(path, shape, "float32", produce, args.batch_size, f"{layer} of {description}")
 
 
 def best_epoch(history):
@@ -184,9 +246,9 @@ def finish_training(run, dataset, history, study):
         "best_step": best["step"],
         "epochs": len(history),
         "steps": steps,
-        "model_sha256": file_digest(run / "model.keras"),
     }
     write_json(run / "metrics.json", metrics)
+    shutil.rmtree(run / RESUME)
 
     print()
     print_notice(dataset.notice)

@@ -60,9 +60,7 @@ def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path):
     head = {"batch_normalization", "fc1", "fc2", "fc3", "predictions"}
     for name, blocks in UNFREEZE["stepped"]:
         before = snapshot(model)
-        training.train_step(
-            model, step(blocks), dataset, images, args, 0, tmp_path / "c.weights.h5", lambda *_: None
-        )
+        training.train_step(model, step(blocks), dataset, images, args, 0, tmp_path, lambda *_: None)
         conv = {name for name in common.convolutions(model) if name.split("_")[0] in blocks}
         assert changed(before, model) == head | conv, name
     assert conv == set(common.convolutions(model))
@@ -80,7 +78,7 @@ def test_frozen_head_on_cached_activations_equals_the_uncached_run(tiny, tmp_pat
             images,
             args,
             0,
-            tmp_path / "c.weights.h5",
+            tmp_path,
             lambda _, logs: losses.append((logs["loss"], logs["val_loss"])),
         )
         return losses, snapshot(model)
@@ -97,10 +95,8 @@ def test_frozen_head_on_cached_activations_equals_the_uncached_run(tiny, tmp_pat
 def test_activation_cache_follows_the_weights(tiny, tmp_path):
     for seed in (0, 1, 0):
         model, dataset, images, args = make(tiny, tmp_path, seed=seed)
-        training.train_step(
-            model, step(), dataset, images, args, 0, tmp_path / "c.weights.h5", lambda *_: None
-        )
-    assert len(list(tmp_path.glob("*-train-*block5_pool*"))) == 2
+        training.train_step(model, step(), dataset, images, args, 0, tmp_path, lambda *_: None)
+    assert len(list(tmp_path.glob("*-train-*block5_pool*.npy"))) == 2
 
 
 # Callbacks --------------------------------------------------------------------------------
@@ -122,7 +118,7 @@ def test_a_step_ends_with_the_weights_of_its_best_val_accuracy(tiny, tmp_path):
         images,
         args,
         0,
-        tmp_path / "c.weights.h5",
+        tmp_path,
         lambda _, logs: seen.append(logs["val_accuracy"]),
     )
     assert len(set(seen)) > 1  # else the test says nothing
@@ -144,7 +140,8 @@ def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys):
     run = only_run(workdir)
     assert run.name == "tiny-finetune-iii-stepped-final-augment"
     files = {path.name for path in run.iterdir()}
-    assert files == {"config.json", "history.csv", "metrics.json", "model.keras", "curves.png"}
+    records = {"config.json", "history.csv", "metrics.json", "curves.png"}
+    assert files == records | {"model.keras", "model.keras.sha256", ".lock"}
     history = read_history(run)
     names = [name for name, _ in UNFREEZE["stepped"]]
     assert [row["trained"] for row in history] == [*names, "all, augmented"]
