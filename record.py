@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -55,11 +56,13 @@ def run_script(main):
         main()
     except BadInput as error:
         sys.exit(report_failure(f"{script}: error: {error}", 2))
-    except OSError as error:  # h5py's and Pillow's may carry a message alone
+    except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        reason = error.strerror or str(error).split("\n")[0]
+        reason = error.strerror or " ".join(str(error).split())  # h5py's carry a message alone
         mend = "mend that (free space, rights, another folder), and the same command goes on"
-        sys.exit(report_failure(f"{script}: error: cannot use{where}: {reason}; {mend}.", 2))
+        report_failure(f"{script}: error: cannot use{where}: {reason}; {mend}.", 2)
+        sys.stdout.flush()
+        os._exit(2)  # HDF5 crashes where it closes a file, at exit, that a full disk did not take
     except KeyboardInterrupt:
         sys.exit(
             report_failure(f"\n{script}: interrupted; the same command goes on where it stopped.", 130)
@@ -68,7 +71,7 @@ def run_script(main):
 
 def report_failure(message, status):
     """Print `message` to stderr; returns the exit status."""
-    print(message, file=sys.stderr)
+    print(message, file=sys.stderr, flush=True)
     return status
 
 

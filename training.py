@@ -1,5 +1,6 @@
 """Training in steps, as train_pretrained.py and finetune.py do it, and what a run records of it."""
 
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from common import (
     training_callbacks,
     weights_digest,
 )
-from files import make_array, read_json, replace_with_checksum, sync, write_csv, write_json
+from files import check_space, make_array, read_json, replace_with_checksum, sync, write_csv, write_json
 from record import percent, plot_curves, print_notice, print_table
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -182,8 +183,11 @@ def train_step(model, step, dataset, images, args, first_epoch, folder, on_epoch
     )
     done = rows_of_step(state["history"], state["step"]) if state else []
     rows = [{key: row[key] for key in FIGURES} for row in done]
+    trained.optimizer.build(trained.trainable_variables)
+    # the last and the best epoch's, the old beside the new; the whole model after the step, twice
+    variables = [*trained.variables, *trained.optimizer.variables] * 4 + model.variables * 2
+    check_space(folder, 4 * sum(math.prod(v.shape) for v in variables), "the weights of its epochs")
     if done:
-        trained.optimizer.build(trained.trainable_variables)
         trained.load_weights(folder / state["last"])
         set_random_state(trained, state["random"])
 

@@ -90,6 +90,12 @@ def test_a_run_leaves_its_record(tiny, workdir, features, script, capsys):
     np.testing.assert_array_equal(pipeline.predict(x_val), alone.predict(x_val))
 
 
+def test_the_same_command_gives_the_same_metrics_to_the_byte(tiny, workdir, features, script):
+    for out in ("a", "b"):
+        script("random_forest", "--data", tiny, "--trees", "5", "--out", out)
+    assert (workdir / "a" / "metrics.json").read_bytes() == (workdir / "b" / "metrics.json").read_bytes()
+
+
 def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     tiny, workdir, features, script, monkeypatch
 ):

@@ -1,0 +1,377 @@
+"""Full disks, odd pictures and names, files that were meant to run code, and fuzzed input."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, write_csv
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import common
+from dataset import BadInput, decode_image, load_dataset, load_images
+from record import load_features
+
+
+def run(*command, cwd, **options):
+    script, *flags = map(str, command)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True, text=True, **options
+    )
+
+
+def assert_refused(done, *words):
+    """One sentence with each of `words`, status 2, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+# Disks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "limit"),
+    [
+        (("finetune.py", "--head", "i", "--epochs", "1"), 3_000_000),  # in the first epoch's weights
+        pytest.param(("random_forest.py", "--trees", "2"), 60_000, marks=pytest.mark.slow),  # in the images
+        pytest.param(("random_forest.py", "--trees", "2"), 400_000, marks=pytest.mark.slow),  # the features
+    ],
+)
+def test_a_full_disk_is_said_and_gone_on_from(tiny, tmp_path, command, limit):
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = run(*command, "--data", tiny, cwd=tmp_path, preexec_fn=limit_files)
+    assert_refused(done, "the same command goes on")
+    assert not list(tmp_path.glob("runs/*/metrics.json"))
+    done = run(*command, "--data", tiny, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("runs/*/metrics.json"))) == 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """mount(options) -> a new tmpfs of 40 MB; skips where this user may not mount one."""
+    folders = []
+
+    def mount(options="size=40m"):
+        folder = tmp_path / f"disk{len(folders)}"
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a tmpfs needs root")
+        folders.append(folder)
+        return folder
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_no_space_left(tiny, mounted):
+    folder = mounted("size=40m")  # the images fit, the weights of one epoch do not
+    shutil.copytree(tiny, folder / "tiny")
+    command = ("finetune.py", "--data", "tiny", "--cache", "none")
+    assert_refused(run(*command, cwd=folder), "GB free in", "the weights of its epochs")
+    subprocess.run(["mount", "-o", "remount,size=600m", folder], check=True)
+    done = run(*command, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("runs/*/metrics.json"))) == 1
+
+
+def test_a_read_only_disk(tiny, mounted, stored_features):
+    folder = mounted()
+    shutil.copytree(stored_features, folder / "features" / stored_features.name)
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    for command in (("finetune.py",), ("random_forest.py", "--trees", "2"), ("get_data.py", "demo")):
+        flags = ("--data", tiny) if len(command) == 1 or "--trees" in command else ()
+        assert_refused(run(*command, *flags, cwd=folder), "Read-only file system")
+    # what is only read may lie on one
+    load_features(folder / "features" / stored_features.name, load_dataset(tiny), "val", "all")
+
+
+# Pictures --------------------------------------------------------------------------------
+
+
+def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype("uint16")
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    decoded = decode_image(tmp_path / "a.png", 64)
+    np.testing.assert_array_equal(decoded[..., 0], ramp >> 8)
+    np.testing.assert_array_equal(decoded[..., 1], decoded[..., 0])
+
+
+def test_of_an_animation_the_first_picture_is_taken(tmp_path):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("white", "black", "black")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert decode_image(tmp_path / "a.gif", 40).min() > 250
+
+
+def damage(path):
+    """Every kind of file that is no picture, as {name: how it is written}."""
+    content = path.read_bytes()
+    return {
+        "truncated.jpg": lambda file: file.write_bytes(content[: len(content) // 2]),
+        "text.jpg": lambda file: file.write_text("not a picture"),
+        "empty.jpg": lambda file: file.touch(),
+        "bomb.png": lambda file: Image.new("1", (10_000, 10_000)).save(file),
+        "folder.jpg": lambda file: file.mkdir(),
+        "loop.jpg": lambda file: file.symlink_to(file),
+        "nowhere.jpg": lambda file: file.symlink_to("gone.jpg"),
+    }
+
+
+@pytest.mark.parametrize("cache", ["data/cache", "none"])
+def test_files_that_are_no_pictures_are_all_named(own_tiny, workdir, cache):
+    root, rows = own_tiny
+    first, *_ = (file for file, _, _, split in rows if split == "train")
+    kinds = damage(root / "data_256" / first)
+    for name, write in kinds.items():
+        write(root / "data_256" / name)
+    write_csv(root, [*rows, *((name, "Bronze", "M", "val") for name in kinds)])
+    with pytest.raises(BadInput) as error:
+        load_images(load_dataset(root), ("train", "val"), 32, cache)
+    named = {line.strip() for line in str(error.value).splitlines()[1:]}
+    assert named == set(kinds)
+    _, images, skipped = load_images(load_dataset(root), ("val",), 32, cache, skip_unreadable=True)
+    assert set(skipped) == set(kinds)
+    assert len(images["val"]) == sum(split == "val" for *_, split in rows)
+
+
+def test_names_with_spaces_and_letters_of_any_script(own_tiny, workdir, script):
+    root, rows = own_tiny
+    names = ["a b.jpg", "Ölgemälde.v2.jpeg", "浮世絵.jpg", "-rf.jpg", "'quoted', twice.jpg"]
+    renamed = dict(zip((file for file, _, _, split in rows if split == "train"), names))
+    for old, new in renamed.items():
+        (root / "data_256" / old).rename(root / "data_256" / new)
+    quoted = [(renamed.get(file, file), *rest) for file, *rest in rows]
+    write_csv(root, [(f'"{file}"', *rest) for file, *rest in quoted])
+    script("extract_features", "--data", root, "--layers", "block1_conv1", "--splits", "train")
+    (folder,) = (workdir / "features").iterdir()
+    _, _, files = load_features(folder, load_dataset(root), "train", "all")
+    assert set(names) <= set(files.tolist())
+
+
+# Files that would run code ---------------------------------------------------------------
+
+
+def test_a_network_with_code_in_it_is_refused(tmp_path):
+    inputs = keras.Input((2,))
+    outputs = keras.layers.Lambda(lambda x: [Path("/tmp/ran").touch(), x][1])(inputs)
+    keras.Model(inputs, outputs).save(tmp_path / "code.keras")
+    with pytest.raises(BadInput, match=r"code\.keras"):
+        common.load_model(tmp_path / "code.keras")
+
+
+def test_features_with_pickles_in_them_are_refused(tiny, tmp_path, stored_features):
+    folder = tmp_path / "features"
+    shutil.copytree(stored_features, folder)
+    np.save(folder / "val.npy", np.array([print], dtype=object), allow_pickle=True)
+    digest = common.hashlib.sha256((folder / "val.npy").read_bytes()).hexdigest()
+    (folder / "val.npy.sha256").write_text(f"{digest}  val.npy\n")
+    with pytest.raises(BadInput, match="damaged"):
+        load_features(folder, load_dataset(tiny), "val", "all")
+
+
+def test_a_changed_network_is_refused_wherever_it_is_used(tiny, workdir, script):
+    script("finetune", "--data", tiny, "--head", "i", "--epochs", "1", "--out", "run")
+    path = workdir / "run" / "model.keras"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for command in (
+        ("test_model", "--run", "run"),
+        ("finetune", "--weights", "run"),
+        ("extract_features", "--model", "run"),
+    ):
+        with pytest.raises(BadInput, match=r"model\.keras.*another sha256"):
+            script(*command, "--data", tiny)
+
+
+def test_links_in_an_archive_lead_nowhere(tmp_path, tiny, monkeypatch, script):
+    import stat
+
+    import get_data
+
+    archive = tmp_path / "MAMe_metadata.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        link = zipfile.ZipInfo("MAMe_dataset.csv")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        file.writestr(link, "/etc/passwd")
+        file.write(tiny / "MAMe_labels.csv", "MAMe_labels.csv")
+    monkeypatch.setitem(get_data.ARCHIVES, "MAMe_metadata.zip", None)
+    (tmp_path / "root").mkdir()
+    unpacked = get_data.fetch_archive("MAMe_metadata.zip", None, tmp_path.as_uri(), tmp_path / "root")
+    assert not any(path.is_symlink() for path in unpacked.rglob("*"))
+
+
+# Two at once -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_first_commands_at_once_draw_one_demo_and_make_two_runs(tmp_path):
+    command = [sys.executable, str(ROOT / "random_forest.py"), "--trees", "2", "--layers", "block1_conv1"]
+    command += ["--image-size", "32"]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    metrics = [path.read_bytes() for path in (tmp_path / "runs").glob("*/metrics.json")]
+    assert len(metrics) == 2
+    assert metrics[0] == metrics[1]
+
+
+# Fuzz ------------------------------------------------------------------------------------
+
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+CELLS = st.one_of(
+    st.sampled_from(
+        ["Bronze", "Woodcut", "train", "val", "test", "train.0.0.jpeg", "", " ", "../x", '"', "\0"]
+    ),
+    st.text(max_size=12),
+)
+
+
+def accept_or_refuse(call):
+    """Only a value or BadInput may come of it."""
+    try:
+        return call()
+    except BadInput as error:
+        assert str(error).strip()
+        return None
+
+
+@FUZZ
+@given(
+    content=st.one_of(
+        st.binary(max_size=300),
+        st.lists(st.lists(CELLS, min_size=1, max_size=6), max_size=8).map(
+            lambda rows: "\n".join(
+                ["Image file,Medium,Museum,Subset", *(",".join(row) for row in rows)]
+            ).encode("utf-8", "surrogatepass")
+        ),
+    ),
+    name=st.sampled_from(["MAMe_dataset.csv", "MAMe_labels.csv", "defaults.json"]),
+)
+def test_any_metadata_is_read_or_refused(own_tiny, content, name):
+    root, _ = own_tiny
+    kept = (root / name).read_bytes()
+    try:
+        (root / name).write_bytes(content)
+        accept_or_refuse(lambda: load_dataset(root).fingerprint)
+    finally:
+        (root / name).write_bytes(kept)
+
+
+@FUZZ
+@given(
+    own=st.dictionaries(
+        st.sampled_from(["image_size", "name", "epochs", "notice", "x"]),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | st.lists(st.none(), max_size=2),
+    )
+)
+def test_any_settings_of_a_dataset_are_read_or_refused(own_tiny, own):
+    root, _ = own_tiny
+    kept = (root / "defaults.json").read_bytes()
+    try:
+        (root / "defaults.json").write_text(json.dumps(own))
+        accept_or_refuse(lambda: load_dataset(root))
+    finally:
+        (root / "defaults.json").write_bytes(kept)
+
+
+@FUZZ
+@given(
+    name=st.sampled_from(["val.npy", "val.csv", "features.json", "val.npy.sha256"]),
+    place=st.floats(0, 1),
+    change=st.binary(min_size=0, max_size=8),
+    cut=st.booleans(),
+    vouched=st.booleans(),
+)
+def test_any_features_are_read_or_refused(
+    tiny, stored_features, workdir, name, place, change, cut, vouched
+):
+    folder = workdir / "fuzzed"
+    if not folder.exists():
+        shutil.copytree(stored_features, folder)
+        small = np.load(folder / "val.npy")[:, :64]
+        np.save(folder / "val.npy", small)  # small, so that the header is hit often
+        notes = json.loads((folder / "features.json").read_text())
+        (folder / "features.json").write_text(json.dumps(notes | {"layers": {"block1_conv1": [0, 64]}}))
+    path = folder / name
+    kept = {
+        file: file.read_bytes() for file in folder.glob("*") if not file.name.startswith(("train", "test"))
+    }
+    try:
+        at = int(place * len(kept[path]))
+        rest = b"" if cut else kept[path][at + len(change) :]
+        path.write_bytes(kept[path][:at] + change + rest)
+        if vouched:
+            digest = common.hashlib.sha256((folder / "val.npy").read_bytes()).hexdigest()
+            (folder / "val.npy.sha256").write_text(f"{digest}  val.npy\n")
+        accept_or_refuse(lambda: load_features(folder, load_dataset(tiny), "val", "all"))
+    finally:
+        for file, content in kept.items():
+            file.write_bytes(content)
+
+
+FLAGS = ["--head", "--unfreeze", "--epochs", "--seed", "--trees", "--leaf", "--grid", "--layers", "--run"]
+FLAGS += ["--augment", "--final-augment", "--l2", "--learning-rate", "--image-size", "--resume", "--top"]
+VALUES = [
+    "i",
+    "iii",
+    "stepped",
+    "0",
+    "2",
+    "-1",
+    "nan",
+    "1e999",
+    "9" * 30,
+    "all",
+    "",
+    "none",
+    "fc",
+    "nowhere",
+]
+
+
+@settings(FUZZ, max_examples=300)
+@given(
+    name=st.sampled_from(
+        ["finetune", "random_forest", "extract_features", "test_model", "train_pretrained"]
+    ),
+    flags=st.lists(st.sampled_from([*FLAGS, *VALUES]) | st.text(max_size=5), max_size=6),
+)
+def test_any_flags_are_taken_or_refused_with_status_2(name, flags):
+    import importlib
+
+    try:
+        accept_or_refuse(lambda: importlib.import_module(name).parse_args(flags))
+    except SystemExit as end:
+        assert end.code == (0 if {"-h", "--help"} & {flag.split("=")[0] for flag in flags} else 2)
