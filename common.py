@@ -6,17 +6,14 @@ Keras is imported inside the functions that need it, so that `--help` answers at
 
 import argparse
 import functools
-import hashlib
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from files import BadInput, check_file, checksum_file, read_json
+from files import BadInput, read_json
 from study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, HEADS
-
-PIXEL_DEVIATION = 60.0  # of ImageNet's pixels after preprocess_input, about the same in each channel
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -47,6 +44,12 @@ def add_shared_arguments(parser, resume=False):
         default="data/cache",
         metavar="DIR",
         help="where decoded images and frozen activations are kept, or 'none' (default: %(default)s)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="in which networks compute; what is stored stays float32 (default: %(default)s)",
     )
     group.add_argument(
         "--skip-unreadable",
@@ -189,9 +192,12 @@ def batches(inputs, labels, batch_size, seed=None, augment=False, preprocess=Tru
 
 
 def outputs_of(model, images, batch_size):
-    """A function (start, stop) -> model(images[start:stop]), for `make_array`: float32 (b, ...)."""
+    """A function (start, stop) -> model(images[start:stop]), for `make_array`: float32 (b, ...).
+
+    Not compiled with XLA: on a CPU that is slower (benchmarks/README.md).
+    """
     source = batches(images, np.zeros(len(images), "int64"), batch_size)
-    return lambda start, stop: np.asarray(model.predict_on_batch(source[start // batch_size][0]))
+    return lambda start, stop: np.asarray(model.predict_on_batch(source[start // batch_size][0]), "float32")
 
 
 def draw_augmentation(rng, height, width):
@@ -285,130 +291,6 @@ def convolutions(model):
     import keras
 
     return [layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
-
-
-def load_weights(model, weights, seed, layers=None):
-    """Give `layers` of `model` (default: its convolutions) their first weights.
-
-    weights: "imagenet", "none" (He-normal, drawn by `seed`), or a path: an official Keras .h5
-    with or without top, a .keras file, or a run's folder.
-    Raises BadInput that names the first layer that is missing or of another shape.
-
-    Glorot's uniform, VGG16's default in Keras, halves the variance at each rectified layer, 13 times.
-    He et al. (2015) keeps it, which is what lets plain deep networks train from scratch. It asks for
-    inputs of variance 1; `preprocess_input` leaves pixels at a standard deviation of about 60, by
-    which the first kernel is divided.
-    """
-    layers = layers or convolutions(model)
-    if weights == "none":
-        for number, name in enumerate(layers):
-            kernel, bias = model.get_layer(name).weights
-            rng = np.random.default_rng([seed, number])  # NumPy's: the same on every backend
-            deviation = np.sqrt(2 / np.prod(kernel.shape[:-1]))
-            if name == "block1_conv1":
-                deviation /= PIXEL_DEVIATION
-            kernel.assign(rng.normal(0, deviation, kernel.shape).astype("float32"))
-            bias.assign(np.zeros(bias.shape))
-        return
-    found = read_weights(weights, top="fc1" in layers)
-    for name in layers:
-        layer = model.get_layer(name)
-        needed = [tuple(variable.shape) for variable in layer.weights]
-        if name not in found:
-            raise BadInput(f"--weights {weights} has no layer {name}; it is not a VGG16 that fits.")
-        shapes = [array.shape for array in found[name]]
-        if shapes != needed:
-            raise BadInput(
-                f"--weights {weights}: layer {name} has the shapes {shapes} where {needed} are "
-                "needed; use weights of VGG16 (and for fc1 the image size that they were made for)."
-            )
-    for name in layers:
-        model.get_layer(name).set_weights(found[name])
-
-
-def read_weights(weights, top=False):
-    """Weights by layer name, {name: [arrays]}, from "imagenet", a .h5, a .keras or a run's folder."""
-    import h5py
-    import keras
-
-    if weights == "imagenet":
-        try:
-            model = keras.applications.VGG16(include_top=top, weights="imagenet")
-        except Exception as error:  # get_file raises bare Exception where the network fails
-            raise BadInput(
-                f"The ImageNet weights could not be downloaded ({error}); connect to the network "
-                "once, or use --weights none or --weights PATH."
-            ) from None
-        return {layer.name: layer.get_weights() for layer in model.layers}
-    path = Path(weights)
-    if path.suffix != ".h5":
-        return {layer.name: layer.get_weights() for layer in load_model(path).layers}
-    if not path.is_file():
-        raise BadInput(f"There is no weights file {path}; name another, or use --weights none.")
-    try:
-        with h5py.File(path, "r") as file:
-            group = file.get("model_weights", file)
-            return {
-                text(name): [
-                    np.array(group[text(name)][text(w)]) for w in group[name].attrs["weight_names"]
-                ]
-                for name in group.attrs["layer_names"]
-            }
-    except (OSError, KeyError) as error:
-        raise BadInput(
-            f"{path} is not a Keras .h5 weights file ({error}); use an official VGG16 file or a run."
-        ) from None
-
-
-def text(name):
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def model_file(path):
-    """The file behind a --model or --weights: `path`, or model.keras in a run's folder."""
-    path = Path(path)
-    path = path / "model.keras" if path.is_dir() else path
-    if not path.is_file():
-        raise BadInput(f"There is no model {path}; `python test_model.py` lists the runs there are.")
-    return path
-
-
-def load_model(path):
-    """The network of a .keras file or of a run's folder; loading runs no code from the file.
-
-    BadInput where it cannot be loaded, or is not what its checksum (a run writes one) was made of.
-    """
-    import keras
-
-    path = model_file(path)
-    if checksum_file(path).exists():
-        check_file(path)
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # a damaged archive fails in many ways, all of them final
-        reason = str(error).strip().split("\n")[0]
-        raise BadInput(f"{path} is not a whole .keras model ({reason}); name another.") from None
-
-
-def weights_digest(model, layers):
-    """sha256 over the named layers' weights: what decides their outputs."""
-    digest = hashlib.sha256()
-    for name in layers:
-        for array in model.get_layer(name).get_weights():
-            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def random_state(model):
-    """{layer: [seed, count]} of the layers that draw at random: what no weights file of Keras holds."""
-    states = {layer.name: getattr(layer, "seed_generator", None) for layer in model.layers}
-    return {name: np.asarray(generator.state).tolist() for name, generator in states.items() if generator}
-
-
-def set_random_state(model, states):
-    """Set what `random_state` gave."""
-    for name, state in states.items():
-        model.get_layer(name).seed_generator.state.assign(np.array(state, "uint32"))
 
 
 def set_trainable(model, blocks):
@@ -512,11 +394,15 @@ def pooled_model(model, names):
     for name in names:
         output = model.get_layer(name).output
         if len(output.shape) == 4:
-            output = keras.layers.GlobalAveragePooling2D(name=f"{name}_mean")(output)
+            output = keras.layers.GlobalAveragePooling2D(name=f"{name}_mean", dtype="float32")(output)
         outputs.append(output)
         columns[name] = [start, start + output.shape[-1]]
         start += output.shape[-1]
-    joined = keras.layers.Concatenate(name="features")(outputs) if len(outputs) > 1 else outputs[0]
+    joined = (
+        keras.layers.Concatenate(name="features", dtype="float32")(outputs)
+        if len(outputs) > 1
+        else outputs[0]
+    )
     return keras.Model(model.input, joined), columns
 
 

@@ -16,16 +16,9 @@ from pathlib import Path
 
 from common import add_shared_arguments, import_keras, resolve_arguments
 from dataset import SPLITS, load_dataset
+from features import add_feature_arguments, extract_features, features_folder, resolve_model
 from files import BadInput, read_json
-from record import (
-    add_feature_arguments,
-    extract_features,
-    features_folder,
-    print_configuration,
-    print_notice,
-    resolve_model,
-    run_script,
-)
+from record import print_configuration, print_notice, run_script
 
 
 def parse_args(argv=None):

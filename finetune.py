@@ -19,16 +19,15 @@ from common import (
     build_model,
     convolutions,
     import_keras,
-    load_weights,
     parse_arguments,
     resolve_arguments,
-    weights_digest,
 )
 from dataset import load_dataset, load_images
 from files import BadInput
 from record import print_configuration, run_script, start_run
 from study import FINE_TUNING_ROWS, UNFREEZE, rows_of
 from training import add_training_arguments, finish_training, train_steps
+from weights import load_weights, weights_digest, with_precision
 
 
 def parse_args(argv=None):
@@ -84,6 +83,7 @@ def main(argv=None):
 
     model = build_model(args.image_size, len(dataset.labels), args.head, args.l2, "vgg16_" + dataset.name)
     load_weights(model, args.weights, args.seed)
+    model = with_precision(model, args.precision)
     dataset, images, skipped = load_images(
         dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
     )

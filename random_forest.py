@@ -25,22 +25,24 @@ from common import (
     resolve_arguments,
 )
 from dataset import load_dataset
-from files import progress, read_json, write_csv, write_json
-from record import (
+from features import (
     add_feature_arguments,
     check_supports,
     extract_features,
     features_folder,
     forest_rows,
     load_features,
+    resolve_model,
+    save_pipeline,
+)
+from files import progress, read_json, write_csv, write_json
+from record import (
     percent,
     plot_confusion,
     print_configuration,
     print_notice,
     print_table,
-    resolve_model,
     run_script,
-    save_pipeline,
     start_run,
 )
 from study import FOREST_LAYERS, FOREST_LEAVES, FOREST_REPORTED, FOREST_TREES

@@ -13,18 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from common import add_shared_arguments, batches, import_keras, load_model
+from common import add_shared_arguments, batches, import_keras
 from dataset import load_dataset, load_images
+from features import check_supports, extract_features, forest_rows, load_features, load_pipeline
 from files import BadInput, locked, progress, read_json, write_csv, write_json
 from record import (
     LOCK,
-    check_supports,
     describe_dataset,
-    extract_features,
     finished_runs,
-    forest_rows,
-    load_features,
-    load_pipeline,
     percent,
     plot_confusion,
     print_notice,
@@ -32,6 +28,7 @@ from record import (
     run_script,
 )
 from study import FINE_TUNING_ROWS, FOREST_ROWS, TEST_F1, TEST_FIGURES, rows_of
+from weights import load_model
 
 TOP = 5
 
@@ -137,6 +134,7 @@ def predict_forest(args, dataset, folder, config):
     features = Path(config["features"]["folder"])
     layers = ",".join(config["features"]["layers"])
     settings = {"image_size": config["features"]["image_size"], "seed": config["features"]["seed"]}
+    settings["precision"] = config["features"]["precision"]
     settings |= {"model": config["features"]["model"], "batch_size": args.batch_size}
     settings |= {"cache": args.cache, "skip_unreadable": args.skip_unreadable}
     if not (features / "test.npy").exists():

@@ -5,22 +5,32 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from common import (
     batches,
     convolutions,
     outputs_of,
     positive,
     positive_float,
-    random_state,
-    set_random_state,
     set_trainable,
     split_model,
     training_callbacks,
-    weights_digest,
 )
-from files import check_space, make_array, read_json, replace_with_checksum, sync, write_csv, write_json
+from files import (
+    check_space,
+    existing_folder,
+    make_array,
+    read_json,
+    replace_with_checksum,
+    sync,
+    write_csv,
+    write_json,
+)
 from record import percent, plot_curves, print_notice, print_table
+from weights import random_state, set_random_state, weights_digest
 
+CACHE_SHARE = 0.8  # of the free space that activations may take; weights and results need some
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
@@ -41,6 +51,13 @@ def add_training_arguments(parser, kind):
     )
     rate = {"type": positive_float, "metavar": "LR"}
     epochs = {"type": positive, "metavar": "N"}
+    group.add_argument(
+        "--cache-dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the activations of frozen blocks on disk; float16 takes half the space and differs in the "
+        "fourth digit (default: %(default)s)",
+    )
     if kind == "pretraining":
         group.add_argument("--learning-rate", dest="pretrain_learning_rate", help="MAMe: 1e-4", **rate)
         group.add_argument("--epochs", dest="pretrain_epochs", help="at most; MAMe: 100", **epochs)
@@ -151,19 +168,29 @@ def train_step(model, step, dataset, images, args, first_epoch, folder, on_epoch
     an interrupted run, which may have epochs of this step behind it.
     Leaves in `model` the weights of the step's best val_accuracy.
 
-    Where no convolution trains and nothing is augmented, the head is trained on block5_pool's
-    activations, computed once: the same batches, the same result, without the convolutions' cost.
+    Where nothing is augmented, what the frozen blocks give is computed once and kept in args.cache: the
+    same batches, the same result, without those blocks' cost.
     """
     set_trainable(model, step["blocks"])
     labels = {split: dataset.splits[split].labels for split in ("train", "val")}
     trained, inputs, preprocess = model, images, True
-    if not step["blocks"] and not step["augment"] and args.cache != "none":
-        lower, trained = split_model(model, "block5_pool")
-        preprocess = False
-        inputs = {
-            split: cached_activations(lower, "block5_pool", images[split], args, f"{split} images")
-            for split in labels
-        }
+    boundary = cache_boundary(step, args)
+    if boundary:
+        lower, upper = split_model(model, boundary)
+        paths, shapes = activation_files(lower, boundary, images, args)
+        if may_cache(boundary, paths, shapes, args):
+            trained, preprocess = upper, False
+            inputs = {
+                split: make_array(
+                    paths[split],
+                    shapes[split],
+                    args.cache_dtype,
+                    outputs_of(lower, images[split], args.batch_size),
+                    args.batch_size,
+                    f"{boundary} of {split} images",
+                )
+                for split in labels
+            }
     train = batches(
         *(
             inputs["train"],
@@ -215,16 +242,42 @@ def new_optimizer(name, learning_rate):
     return keras.optimizers.get({"class_name": name, "config": {"learning_rate": learning_rate}})
 
 
-def cached_activations(lower, layer, images, args, description):
-    """Output of `lower` for every image, as a float32 memory map kept in args.cache.
+def cache_boundary(step, args):
+    """The last layer whose output never changes in a step, or None where nothing is to be kept."""
+    if step["augment"] or args.cache == "none" or "block1" in step["blocks"]:
+        return None
+    frozen = 5 - len(step["blocks"])  # a strategy unfreezes the last blocks
+    return f"block{frozen}_pool"
 
-    Keyed by the decoded images' own key (files, image size), the weights, and the layer.
+
+def activation_files(lower, layer, images, args):
+    """({split: path}, {split: shape}) of the output of `lower` for every image, kept in args.cache.
+
+    Keyed by the decoded images' own key (files, image size), the weights, the layer and the precision.
     """
     key = weights_digest(lower, convolutions(lower))[:16]
-    path = Path(args.cache) / f"{Path(images.filename).stem}-{layer}-{key}.npy"
-    shape = (len(images), *lower.output.shape[1:])
-    produce = outputs_of(lower, images, args.batch_size)
-    return make_array(path, shape, "float32", produce, args.batch_size, f"{layer} of {description}")
+    kind = f"{args.precision}-{args.cache_dtype}"
+    paths = {
+        split: Path(args.cache) / f"{Path(array.filename).stem}-{layer}-{kind}-{key}.npy"
+        for split, array in images.items()
+    }
+    return paths, {split: (len(array), *lower.output.shape[1:]) for split, array in images.items()}
+
+
+def may_cache(layer, paths, shapes, args):
+    """Whether there is room for the activations of `layer`; says how much they take before they do."""
+    missing = [split for split, path in paths.items() if not path.exists()]
+    if not missing:
+        return True
+    size = sum(math.prod(shapes[split]) for split in missing) * np.dtype(args.cache_dtype).itemsize
+    free = shutil.disk_usage(existing_folder(paths[missing[0]])).free
+    room = size < CACHE_SHARE * free
+    print(
+        f"The activations of {layer}, computed once, take {size / 1e9:.2f} GB of the {free / 1e9:.1f} GB "
+        f"free in {args.cache}" + ("." if room else ": too much, so each epoch computes them again."),
+        flush=True,
+    )
+    return room
 
 
 def best_epoch(history):

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 import common
+import weights
 from dataset import demo_dataset, load_dataset, load_images
 from record import print_table
 
@@ -30,7 +31,7 @@ def main():
         keras.utils.set_random_seed(0)
         model = common.build_model(48, len(dataset.labels), "fc")
         if "ours" in name:
-            common.load_weights(model, "none", seed=0)
+            weights.load_weights(model, "none", seed=0)
         probe = keras.Model(model.input, [model.get_layer(f"block{n}_pool").output for n in (1, 3, 5)])
         sizes = [float(np.asarray(a).std()) for a in probe.predict_on_batch(source[0][0])]
         model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy")

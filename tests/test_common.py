@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import common
+import weights
 from dataset import BadInput
 
 
@@ -182,7 +183,7 @@ def write_official(path, model, with_top, change=None):
 @pytest.fixture(scope="module")
 def pretrained():
     model = common.build_model(32, 1000, "fc")
-    common.load_weights(model, "none", seed=7)
+    weights.load_weights(model, "none", seed=7)
     return model
 
 
@@ -191,7 +192,7 @@ def test_official_h5_files_load_with_and_without_top(pretrained, tmp_path, with_
     path = tmp_path / "vgg16.h5"
     write_official(path, pretrained, with_top)
     model = common.build_model(32, 4, "iii")
-    common.load_weights(model, str(path), seed=0)
+    weights.load_weights(model, str(path), seed=0)
     assert len(common.convolutions(model)) == 13
     for name in common.convolutions(model):
         for ours, theirs in zip(
@@ -211,7 +212,7 @@ def test_imagenet_weights_come_from_keras_applications(pretrained, monkeypatch, 
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
     model = common.build_model(32, 4, "gap")
-    common.load_weights(model, "imagenet", seed=0)
+    weights.load_weights(model, "imagenet", seed=0)
     assert asked[0].endswith("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
     np.testing.assert_array_equal(
         model.get_layer("block5_conv3").get_weights()[0],
@@ -225,7 +226,7 @@ def test_a_failed_download_names_the_mend(monkeypatch):
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
     with pytest.raises(BadInput, match="--weights none"):
-        common.load_weights(common.build_model(32, 4, "gap"), "imagenet", seed=0)
+        weights.load_weights(common.build_model(32, 4, "gap"), "imagenet", seed=0)
 
 
 def test_a_mismatch_is_refused_by_layer_and_shape(pretrained, tmp_path):
@@ -234,12 +235,12 @@ def test_a_mismatch_is_refused_by_layer_and_shape(pretrained, tmp_path):
     path = tmp_path / "a.h5"
     write_official(path, pretrained, False, ("block3_conv2", lambda a: [a[0][..., :7], a[1]]))
     with pytest.raises(BadInput, match=r"block3_conv2.*\(3, 3, 256, 7\).*\(3, 3, 256, 256\)"):
-        common.load_weights(model, str(path), seed=0)
+        weights.load_weights(model, str(path), seed=0)
     np.testing.assert_array_equal(model.get_layer("block1_conv1").get_weights()[0], before)
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     other.save(tmp_path / "other.keras")
     with pytest.raises(BadInput, match="no layer block1_conv1"):
-        common.load_weights(model, str(tmp_path / "other.keras"), seed=0)
+        weights.load_weights(model, str(tmp_path / "other.keras"), seed=0)
 
 
 @pytest.mark.parametrize("name", ["absent.h5", "absent.keras", "broken.h5", "broken.keras"])
@@ -247,18 +248,18 @@ def test_an_absent_or_broken_file_is_named(tmp_path, name):
     if name.startswith("broken"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 not a model")
     with pytest.raises(BadInput, match=name):
-        common.load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
+        weights.load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
 
 
 def test_new_weights_are_he_normal_and_follow_the_seed():
     model = common.build_model(32, 4, "gap")
-    common.load_weights(model, "none", seed=3)
+    weights.load_weights(model, "none", seed=3)
     kernel, bias = model.get_layer("block4_conv2").get_weights()
     assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
     assert not bias.any()
-    common.load_weights(model, "none", seed=4)
+    weights.load_weights(model, "none", seed=4)
     assert np.any(model.get_layer("block4_conv2").get_weights()[0] != kernel)
-    common.load_weights(model, "none", seed=3)
+    weights.load_weights(model, "none", seed=3)
     np.testing.assert_array_equal(model.get_layer("block4_conv2").get_weights()[0], kernel)
 
 
@@ -294,7 +295,7 @@ def test_an_unknown_layer_is_named_with_the_known_ones():
 
 def test_pooled_values_equal_numpys_mean_of_the_raw_activations(images):
     model = common.build_model(32, 4, "iii")
-    common.load_weights(model, "none", seed=0)
+    weights.load_weights(model, "none", seed=0)
     names = common.feature_layers(model, "all")
     pooled, columns = common.pooled_model(model, names)
     x = keras.applications.vgg16.preprocess_input(images.astype("float32"))

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import common
+import weights
 from dataset import BadInput, decode_image, load_dataset, load_images
-from record import load_features
+from features import load_features
 
 
 def run(*command, cwd, **options):
@@ -172,7 +173,7 @@ def test_a_network_with_code_in_it_is_refused(tmp_path):
     outputs = keras.layers.Lambda(lambda x: [Path("/tmp/ran").touch(), x][1])(inputs)
     keras.Model(inputs, outputs).save(tmp_path / "code.keras")
     with pytest.raises(BadInput, match=r"code\.keras"):
-        common.load_model(tmp_path / "code.keras")
+        weights.load_model(tmp_path / "code.keras")
 
 
 def test_features_with_pickles_in_them_are_refused(tiny, tmp_path, stored_features):

@@ -10,8 +10,9 @@ import pytest
 from conftest import write_csv
 
 import common
+import weights
 from dataset import BadInput, load_dataset, load_images
-from record import load_features
+from features import load_features
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_stored_features_are_those_of_the_network_row_by_row(tiny, folder):
     assert [int(row["label"]) for row in rows] == dataset.splits["val"].labels.tolist()
     assert [row["medium"] for row in rows] == [dataset.labels[int(row["label"])] for row in rows]
     model = common.build_model(32, 4, "gap")
-    common.load_weights(model, "none", seed=0)
+    weights.load_weights(model, "none", seed=0)
     raw = keras.Model(model.input, model.get_layer("block3_conv2").output)
     x = keras.applications.vgg16.preprocess_input(images["val"][np.arange(5)].astype("float32"))
     start, stop = json.loads((folder / "features.json").read_text())["layers"]["block3_conv2"]
@@ -54,7 +55,7 @@ def test_layer_sets_are_columns_of_one_extraction(tiny, folder, layers, count):
 
 
 def test_extracting_again_computes_nothing(tiny, folder, script, monkeypatch):
-    monkeypatch.setattr("record.feature_source", None)
+    monkeypatch.setattr("features.feature_source", None)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     script("extract_features", "--data", tiny, "--model", "none")
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before

@@ -10,6 +10,7 @@ import pytest
 
 import common
 import training
+import weights
 from dataset import BadInput, load_dataset, load_images
 from study import UNFREEZE
 
@@ -31,8 +32,9 @@ def make(tiny, cache, head="iii", seed=0, **arguments):
     keras.utils.set_random_seed(seed)
     dataset, images, _ = load_images(load_dataset(tiny), ("train", "val"), 32, str(cache))
     args = SimpleNamespace(batch_size=16, seed=seed, optimizer="adam", cache=str(cache), **arguments)
+    vars(args).update(precision="float32", cache_dtype="float32")
     model = common.build_model(32, 4, head)
-    common.load_weights(model, "none", seed)
+    weights.load_weights(model, "none", seed)
     return model, dataset, images, args
 
 
@@ -159,7 +161,7 @@ def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     # model.keras is the epoch that the metrics speak of
     dataset, images, _ = load_images(load_dataset(tiny), ("val",), 32)
-    model = common.load_model(run)
+    model = weights.load_model(run)
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     val = common.batches(images["val"], dataset.splits["val"].labels, 16)
     assert model.evaluate(val, verbose=0, return_dict=True)["accuracy"] == pytest.approx(
@@ -195,13 +197,13 @@ def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir,
     script("train_pretrained", "--data", tiny, "--top", "gap")
     run = only_run(workdir)
     assert run.name == "tiny-pretrained-gap"
-    pretrained = common.load_model(run)
+    pretrained = weights.load_model(run)
     new = common.build_model(32, 4, "gap")
-    common.load_weights(new, "none", seed=0)
+    weights.load_weights(new, "none", seed=0)
     conv = common.convolutions(new)
     assert changed(snapshot(new), pretrained) >= set(conv)  # it trained every one of them
     script("finetune", "--data", tiny, "--weights", run, "--out", "tuned", *FAST)
-    tuned = common.load_model(workdir / "tuned")
+    tuned = weights.load_model(workdir / "tuned")
     for name in conv:
         for ours, theirs in zip(
             tuned.get_layer(name).get_weights(), pretrained.get_layer(name).get_weights()

@@ -19,6 +19,7 @@ import common
 import files
 import random_forest
 import training
+import weights
 from dataset import load_dataset, load_images
 from files import BadInput, check_file, make_array
 from study import UNFREEZE
@@ -40,9 +41,9 @@ def no_curves(monkeypatch):
 
 def outcome(run):
     """What must not depend on an interruption: metrics, history, and weights by layer."""
-    model = common.load_model(run)
-    weights = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
-    return (run / "metrics.json").read_bytes(), (run / "history.csv").read_bytes(), weights
+    model = weights.load_model(run)
+    arrays = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+    return (run / "metrics.json").read_bytes(), (run / "history.csv").read_bytes(), arrays
 
 
 def assert_same(found, expected):
@@ -164,7 +165,7 @@ def test_what_resume_refuses(tiny, workdir, monkeypatch, script):
 def test_weights_that_changed_since_are_not_gone_on_with(tiny, workdir, monkeypatch, script):
     def write_base(seed):
         model = common.build_model(32, 4, "gap")
-        common.load_weights(model, "none", seed)
+        weights.load_weights(model, "none", seed)
         model.save("base.keras")
 
     write_base(0)

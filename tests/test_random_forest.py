@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline
 
 import random_forest
 from dataset import BadInput, load_dataset
-from record import check_trees, load_features, load_pipeline, save_pipeline
+from features import check_trees, load_features, load_pipeline, save_pipeline
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_the_same_command_gives_the_same_metrics_to_the_byte(tiny, workdir, feat
 def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     tiny, workdir, features, script, monkeypatch
 ):
-    monkeypatch.setattr("record.feature_source", None)
+    monkeypatch.setattr("features.feature_source", None)
     monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)  # 54 pictures
     script("random_forest", "--data", tiny, "--grid")
     run = only_run(workdir)

@@ -1,0 +1,97 @@
+"""What the benchmarks share: the machine, pictures, alternated runs in processes of their own."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+PHOTOGRAPHS = ROOT.parent / "shared" / "real" / "trashnet"
+
+
+def describe_machine():
+    """One line on the processor, its cores and the packages."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    names = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    processor = f"{len(names)} cores of {names[0].split(':')[1].strip()}" if names else platform.machine()
+    found = []
+    for package in ("keras", "tensorflow", "torch", "scikit-learn"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return f"{processor}; {', '.join(found)}"
+
+
+def pictures(count, folder, image_size=224):
+    """`count` decoded photographs: a memory map uint8 (count, size, size, 3) in `folder`.
+
+    TrashNet's beside the repository; where those are missing, pictures of the demo dataset.
+    """
+    from PIL import Image
+
+    from dataset import decode_image
+    from files import make_array
+    from get_data import MEDIUMS, draw_image
+
+    paths = sorted(PHOTOGRAPHS.glob("train/*/*.jpg"))
+
+    def produce(start, stop):
+        images = []
+        for number in range(start, stop):
+            if paths:
+                path = paths[number * len(paths) // count % len(paths)]
+            else:
+                path = Path(folder) / "picture.jpg"
+                picture = draw_image(list(MEDIUMS)[number % 29], number)
+                Image.fromarray(picture).save(path, quality=90)
+            images.append(decode_image(path, image_size))
+        return np.stack(images)
+
+    shape = (count, image_size, image_size, 3)
+    array = make_array(Path(folder) / f"{count}-{image_size}.npy", shape, "uint8", produce, 50, "decoding")
+    return array
+
+
+def peak_memory():
+    """Peak resident memory of this process in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def report(**figures):
+    """A worker's last line: its figures for `alternate`."""
+    print("FIGURES " + json.dumps(figures), flush=True)
+
+
+def run_worker(script, *flags):
+    """The figures that a process of `script` reports, as a dict; None where it fails."""
+    done = subprocess.run([sys.executable, str(script), *map(str, flags)], capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
+    if not lines:
+        print(f"  {' '.join(map(str, flags))} gave nothing: {done.stderr.strip()[-300:]}")
+        return None
+    return json.loads(lines[-1].removeprefix("FIGURES "))
+
+
+def alternate(script, workers, rounds):
+    """Run all workers {name: flags} in turn, `rounds` times; {name: list of their figures}."""
+    found = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, flags in workers.items():
+            figures = run_worker(script, *flags)
+            if figures:
+                found[name].append(figures)
+                shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+                print(f"  {name}: {shown}", flush=True)
+    return {name: figures for name, figures in found.items() if figures}
+
+
+def spread(values):
+    """Median (minimum to maximum)."""
+    return f"{np.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
