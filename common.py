@@ -46,12 +46,6 @@ def add_shared_arguments(parser, resume=False):
         help="where decoded images and frozen activations are kept, or 'none' (default: %(default)s)",
     )
     group.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="in which networks compute; what is stored stays float32 (default: %(default)s)",
-    )
-    group.add_argument(
         "--skip-unreadable",
         action="store_true",
         help="go on without images that are missing or cannot be decoded, and record them",
@@ -90,6 +84,16 @@ def parse_arguments(parser, argv):
             f"{config.get('script')} --resume {args.resume}`."
         )
     return argparse.Namespace(**vars(args) | config["arguments"] | {"resume": args.resume})
+
+
+def add_precision_argument(group):
+    """--precision, for the scripts that build a network; a run's own is kept in its files."""
+    group.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="in which the network computes; what is stored stays float32 (default: %(default)s)",
+    )
 
 
 def natural(text):

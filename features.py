@@ -6,7 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from common import build_model, convolutions, feature_layers, outputs_of, pooled_model, select_layers
+from common import (
+    add_precision_argument,
+    build_model,
+    convolutions,
+    feature_layers,
+    outputs_of,
+    pooled_model,
+    select_layers,
+)
 from dataset import load_images, supports
 from files import (
     BadInput,
@@ -39,6 +47,7 @@ def add_feature_arguments(group):
         help="imagenet or none (the original VGG16, trained or drawn anew), a run, a .keras file or an "
         "official Keras .h5 (default: the dataset's; MAMe imagenet, demo none)",
     )
+    add_precision_argument(group)
 
 
 def resolve_model(args, dataset):
@@ -162,12 +171,12 @@ def check_same(stored, wanted, folder):
         )
 
 
-def load_features(folder, dataset, split, layers):
+def load_features(folder, dataset, split, layers=None):
     """Features of one split, rows tied to the metadata by file name.
 
     Returns (features float32 (n, n_features), labels (n,), files (n,)). All layers of the file
-    come as a memory map, fewer as a copy of their columns. BadInput where the folder does not fit
-    the dataset, or a file is damaged.
+    come as a memory map, fewer (see `select_layers`) as a copy of their columns. BadInput where the
+    folder does not fit the dataset, or a file is damaged.
     """
     folder = Path(folder)
     notes = read_json(folder / "features.json")
@@ -201,10 +210,15 @@ def load_features(folder, dataset, split, layers):
                 f"{folder}/{split}.csv gives {file!r} the label {label} where the dataset has "
                 f"{known.get(file, 'no such image')}; extract the features anew."
             )
-    names = select_layers(list(notes["layers"]), layers)
-    if names != list(notes["layers"]):
-        features = np.concatenate([features[:, slice(*notes["layers"][n])] for n in names], axis=1)
-    return features, stored, files
+    return take_layers(features, notes["layers"], layers) if layers else features, stored, files
+
+
+def take_layers(features, columns, layers):
+    """The columns of `features` that --layers names: all of them as they are, fewer as a copy."""
+    names = select_layers(list(columns), layers)
+    if names == list(columns):
+        return features
+    return np.concatenate([features[:, slice(*columns[name])] for name in names], axis=1)
 
 
 def check_supports(dataset, split, labels, skip_unreadable):

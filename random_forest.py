@@ -23,6 +23,7 @@ from common import (
     parse_arguments,
     positive,
     resolve_arguments,
+    select_layers,
 )
 from dataset import load_dataset
 from features import (
@@ -34,6 +35,7 @@ from features import (
     load_features,
     resolve_model,
     save_pipeline,
+    take_layers,
 )
 from files import progress, read_json, write_csv, write_json
 from record import (
@@ -145,18 +147,17 @@ def fit_forests(train, val, trees, leaves, discretize, seed, description, done=(
         yield Pipeline([*steps, ("forest", fitted)]), row, predicted, seconds
 
 
-def run_forests(args, dataset, folder, layer_sets, run):
+def run_forests(args, dataset, stored, columns, layer_sets, run):
     """Fit every setting asked for, each recorded as it ends; returns their rows of metrics.
 
+    stored: {"train": (features, labels), "val": ...} of all layers, whose `columns` features.json lists.
     Writes the best one's pipeline, and a confusion matrix (PNG, and CSV of counts) for each forest on
     the validation split. RUN/forests.json says which are finished: an interrupted run fits the others.
     """
     grid, state = args.grid, run / "forests.json"
     rows = read_json(state) if state.exists() else []
     for layers in layer_sets:
-        train, val = (load_features(folder, dataset, split, layers)[:2] for split in ("train", "val"))
-        for split, (_, labels) in (("train", train), ("val", val)):
-            check_supports(dataset, split, labels, args.skip_unreadable)
+        train, val = ((take_layers(x, columns, layers), y) for x, y in stored.values())
         for discretize in (False, True) if grid else (args.discretize,):
             of_these = [row for row in rows if (row["layers"], row["discretize"]) == (layers, discretize)]
             forests = fit_forests(
@@ -213,14 +214,20 @@ def main(argv=None):
     folder = find_features(args, dataset)
     notes = read_json(folder / "features.json")
     layer_sets = FOREST_LAYERS if args.grid else (args.layers,)
-    load_features(folder, dataset, "val", layer_sets[0])  # bad input ends here, before a run begins
+    columns, stored = notes["layers"], {}  # bad input ends here, before a run begins
+    for layers in layer_sets:
+        select_layers(list(columns), layers)
+    for split in ("train", "val"):
+        features, labels, _ = load_features(folder, dataset, split)
+        check_supports(dataset, split, labels, args.skip_unreadable)
+        stored[split] = features, labels
 
     source = Path(notes["model"]).name.removesuffix(".keras").removesuffix(".h5")
     setting = f"{args.layers}-trees{args.trees}-leaf{args.leaf}" + "-discretised" * args.discretize
     name = f"forest-{source}-" + ("grid" if args.grid else setting.replace(",", "+"))
     decisive = {"features": {**notes, "folder": str(folder)}}
     with start_run(args, dataset, name, [], **decisive) as run:
-        rows = run_forests(args, dataset, folder, layer_sets, run)
+        rows = run_forests(args, dataset, stored, columns, layer_sets, run)
         about = {"dataset": dataset.name, "notice": dataset.notice}
         write_json(run / "metrics.json", {**about, **best_forest(rows), "forests": rows})
         (run / "forests.json").unlink()

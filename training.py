@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common import (
+    add_precision_argument,
     batches,
     convolutions,
     outputs_of,
@@ -51,6 +52,7 @@ def add_training_arguments(parser, kind):
     )
     rate = {"type": positive_float, "metavar": "LR"}
     epochs = {"type": positive, "metavar": "N"}
+    add_precision_argument(group)
     group.add_argument(
         "--cache-dtype",
         choices=("float32", "float16"),

@@ -137,16 +137,21 @@ def set_random_state(model, states):
 
 
 def with_precision(model, precision):
-    """`model`, or for "bfloat16" a copy that computes in it; variables and the softmax stay float32."""
+    """`model`, or a copy of it, that computes in "float32" or "bfloat16".
+
+    Variables and the softmax are float32 in either; the copy has a new optimizer and random state.
+    """
     import keras
 
-    if precision == "float32":
+    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
+    policies = {layer.name: "float32" if layer.name in FLOAT32_LAYERS else policy for layer in model.layers}
+    computing = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    if all(layer.dtype_policy.name == policies[layer.name] for layer in computing):
         return model
 
     def clone(layer):
-        kept = layer.name in FLOAT32_LAYERS or isinstance(layer, keras.layers.InputLayer)
-        policy = {} if kept else {"dtype": "mixed_bfloat16"}
-        return type(layer).from_config(layer.get_config() | policy)
+        dtype = {"dtype": policies[layer.name]} if layer in computing else {}
+        return type(layer).from_config(layer.get_config() | dtype)
 
     copy = keras.models.clone_model(model, clone_function=clone)
     copy.set_weights(model.get_weights())

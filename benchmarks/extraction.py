@@ -27,6 +27,7 @@ from measure import (
 
 GFLOP = 30.9
 METHODS = ("plain", "ours", "ours-bfloat16", "torch", "torch-bfloat16", "matmul")
+WITH_XLA = ("ours-xla", "ours-xla-bfloat16")  # slower on a CPU, so not ours
 
 
 def keras_network():
@@ -57,12 +58,14 @@ def measure_matmul(_):
     return max(rates) / GFLOP, None
 
 
-def extract_ours(images, batch_size, precision):
+def extract_ours(images, batch_size, precision, xla):
     import weights
 
     common, model = keras_network()
     model = weights.with_precision(model, precision)
     pooled, _ = common.pooled_model(model, common.feature_layers(model, "all"))
+    if xla:
+        pooled.compile(jit_compile=True)
     return by_batches(common.outputs_of(pooled, images, batch_size), batch_size)
 
 
@@ -151,7 +154,8 @@ def measure_features(method, images, batch_size):
     elif method == "plain":
         extract = extract_plain(images, batch_size)
     else:
-        extract = extract_ours(images, batch_size, "bfloat16" if method.endswith("bfloat16") else "float32")
+        precision = "bfloat16" if method.endswith("bfloat16") else "float32"
+        extract = extract_ours(images, batch_size, precision, "xla" in method)
     first = np.array(extract(batch_size))  # warms up and traces
     start = time.perf_counter()
     extract(len(images))
@@ -160,14 +164,17 @@ def measure_features(method, images, batch_size):
 
 def work(args):
     with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
         images = pictures(args.images, folder)
+        decoding = time.perf_counter() - start
         if args.method == "matmul":
             rate, first = measure_matmul(images)
         else:
             rate, first = measure_features(args.method, images, args.batch_size)
     if args.save and first is not None:
         np.save(args.save, first)
-    report(images_per_second=rate, peak_MB=peak_memory())
+    from_files = args.images / (decoding + args.images / rate)  # decoded on one thread, once
+    report(images_per_second=rate, from_files=from_files, peak_MB=peak_memory())
 
 
 def compare_features(args, methods):
@@ -192,9 +199,11 @@ def main():
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help=f"also {', '.join(WITH_XLA)} (default: %(default)s)"
+    )
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
-    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
+    parser.add_argument("--method", choices=METHODS + WITH_XLA, help=argparse.SUPPRESS)
     parser.add_argument("--save", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.method:
@@ -210,9 +219,11 @@ def main():
     flags = {m: ("--method", m, "--images", args.images, "--batch-size", args.batch_size) for m in methods}
     found = alternate(__file__, flags, args.rounds)
     rates = {name: [f["images_per_second"] for f in figures] for name, figures in found.items()}
-    print(f"\n{'':16}{'images a second: median (minimum to maximum)':48}peak memory, MB")
+    titles = ("images a second: median (minimum to maximum)", "JPEG files decoded first", "peak memory, MB")
+    print(f"\n{'':16}{titles[0]:48}{titles[1]:28}{titles[2]}")
     for name, values in rates.items():
-        print(f"{name:16}{spread(values):48}{max(f['peak_MB'] for f in found[name]):.0f}")
+        from_files = "-" if name == "matmul" else spread([f["from_files"] for f in found[name]])
+        print(f"{name:16}{spread(values):48}{from_files:28}{max(f['peak_MB'] for f in found[name]):.0f}")
     print("\nRatios of medians")
     for one, other in (
         ("ours", "plain"),
@@ -223,6 +234,8 @@ def main():
     ):
         if one in rates and other in rates:
             print(f"  {one} / {other}: {np.median(rates[one]) / np.median(rates[other]):.2f}")
+    if "plain" not in rates:
+        return None
     print("\nEqual features")
     compare_features(args, [name for name in rates if name != "matmul"])
     return None

@@ -1,5 +1,6 @@
 """The tiny dataset that the tests run on: four mediums in MAMe's layout, 64 images of 48 pixels."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -52,6 +53,12 @@ def write_csv(root, rows, header="Image file,Medium,Museum,Museum-based instance
         medium = "Woven fabric " if medium == "Woven fabric" else medium  # MAMe's own quirk
         lines.append(f"{file},{medium},{museum},{file},{split},48.0")
     (root / "MAMe_dataset.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_checksum(path):
+    """Vouch for a damaged file, so that what comes after the checksum is tested."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    Path(f"{path}.sha256").write_text(f"{digest}  {path.name}\n")
 
 
 @pytest.fixture(scope="session")

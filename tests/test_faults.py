@@ -11,12 +11,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, write_csv
+from conftest import ROOT, write_checksum, write_csv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import common
 import weights
 from dataset import BadInput, decode_image, load_dataset, load_images
 from features import load_features
@@ -180,8 +179,7 @@ def test_features_with_pickles_in_them_are_refused(tiny, tmp_path, stored_featur
     folder = tmp_path / "features"
     shutil.copytree(stored_features, folder)
     np.save(folder / "val.npy", np.array([print], dtype=object), allow_pickle=True)
-    digest = common.hashlib.sha256((folder / "val.npy").read_bytes()).hexdigest()
-    (folder / "val.npy.sha256").write_text(f"{digest}  val.npy\n")
+    write_checksum(folder / "val.npy")
     with pytest.raises(BadInput, match="damaged"):
         load_features(folder, load_dataset(tiny), "val", "all")
 
@@ -334,8 +332,7 @@ def test_any_features_are_read_or_refused(
         rest = b"" if cut else kept[path][at + len(change) :]
         path.write_bytes(kept[path][:at] + change + rest)
         if vouched:
-            digest = common.hashlib.sha256((folder / "val.npy").read_bytes()).hexdigest()
-            (folder / "val.npy.sha256").write_text(f"{digest}  val.npy\n")
+            write_checksum(folder / "val.npy")
         accept_or_refuse(lambda: load_features(folder, load_dataset(tiny), "val", "all"))
     finally:
         for file, content in kept.items():

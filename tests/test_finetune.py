@@ -68,14 +68,24 @@ def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path):
     assert conv == set(common.convolutions(model))
 
 
-def test_frozen_head_on_cached_activations_equals_the_uncached_run(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("blocks", "layer", "cache_dtype", "tolerance"),
+    [
+        ((), "block5_pool", "float32", 2e-4),
+        (("block4", "block5"), "block3_pool", "float32", 2e-4),
+        ((), "block5_pool", "float16", 5e-3),
+    ],
+)
+def test_training_on_cached_activations_equals_the_uncached_run(
+    tiny, tmp_path, blocks, layer, cache_dtype, tolerance
+):
     def train(cache):
         model, dataset, images, args = make(tiny, tmp_path / "images", head="iii")
-        args.cache = str(cache)
+        args.cache, args.cache_dtype = str(cache), cache_dtype
         losses = []
         training.train_step(
             model,
-            step(epochs=3),
+            step(blocks, epochs=3, learning_rate=1e-4 if blocks else 1e-3),
             dataset,
             images,
             args,
@@ -86,12 +96,28 @@ def test_frozen_head_on_cached_activations_equals_the_uncached_run(tiny, tmp_pat
         return losses, snapshot(model)
 
     cached, cached_weights = train(tmp_path / "images")
-    assert list((tmp_path / "images").glob("*block5_pool*"))
+    for path in (tmp_path / "images").glob(f"*{layer}*.npy"):
+        assert np.load(path, mmap_mode="r").dtype == cache_dtype
+    assert len(list((tmp_path / "images").glob(f"*{layer}*.npy"))) == 2
     plain, plain_weights = train("none")
-    np.testing.assert_allclose(cached, plain, rtol=2e-4)
+    np.testing.assert_allclose(cached, plain, rtol=tolerance)
     for name, arrays in plain_weights.items():
         for ours, theirs in zip(cached_weights[name], arrays):
-            np.testing.assert_allclose(ours, theirs, atol=3e-4)
+            np.testing.assert_allclose(ours, theirs, atol=max(3e-4, tolerance))
+
+
+def test_activations_are_kept_only_where_there_is_room(tiny, tmp_path, monkeypatch, capsys):
+    model, dataset, images, args = make(tiny, tmp_path / "images", head="i")
+    arguments = (model, step(), dataset, images, args, 0, tmp_path, lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "CACHE_SHARE", 0)
+        training.train_step(*arguments)
+    assert "too much, so each epoch computes them again" in capsys.readouterr().out
+    assert not list((tmp_path / "images").glob("*pool*.npy"))
+    training.train_step(*arguments)
+    assert "The activations of block5_pool, computed once, take 0.00 GB" in capsys.readouterr().out
+    training.train_step(*arguments)
+    assert "activations" not in capsys.readouterr().out  # they are there and take nothing more
 
 
 def test_activation_cache_follows_the_weights(tiny, tmp_path):
@@ -209,6 +235,23 @@ def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir,
             tuned.get_layer(name).get_weights(), pretrained.get_layer(name).get_weights()
         ):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(tiny, workdir, script):
+    script("finetune", "--data", tiny, "--head", "iii", "--precision", "bfloat16", *FAST)
+    run = only_run(workdir)
+    model = weights.load_model(run)
+    assert model.get_layer("block3_conv1").compute_dtype == "bfloat16"
+    assert model.get_layer("predictions").compute_dtype == "float32"
+    assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
+    script("test_model", "--data", tiny, "--run", run)
+    assert json.loads((run / "test" / "metrics.json").read_text())["images"] == 22
+    flags = ("--data", tiny, "--model", run, "--layers", "last", "--splits", "val")
+    script("extract_features", *flags, "--precision", "bfloat16")
+    script("extract_features", *flags)
+    one, two = (np.load(path) for path in sorted((workdir / "features").glob("*/val.npy")))
+    assert one.dtype == two.dtype == np.float32
+    assert 0 < np.linalg.norm(one - two) / np.linalg.norm(two) < 0.02
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 """random_forest.py: forests, the full-network embedding, the grid, and their files."""
 
 import csv
-import hashlib
 import json
 import shutil
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_checksum
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.pipeline import Pipeline
 
@@ -28,12 +27,6 @@ def features(workdir, stored_features):
 def only_run(workdir):
     (run,) = (workdir / "runs").iterdir()
     return run
-
-
-def write_checksum(path):
-    """Vouch for a damaged file, so that what comes after the checksum is tested."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    Path(f"{path}.sha256").write_text(f"{digest}  {path.name}\n")
 
 
 def test_embedding_equals_numpys_with_the_training_statistics():
@@ -101,7 +94,10 @@ def test_grid_runs_every_setting_of_the_study_from_one_extraction(
 ):
     monkeypatch.setattr("features.feature_source", None)
     monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)  # 54 pictures
+    opened, load = [], random_forest.load_features
+    monkeypatch.setattr(random_forest, "load_features", lambda *a: opened.append(a[2]) or load(*a))
     script("random_forest", "--data", tiny, "--grid")
+    assert opened == ["train", "val"]
     run = only_run(workdir)
     with open(run / "forests.csv", newline="") as file:
         rows = list(csv.DictReader(file))
