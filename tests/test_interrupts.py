@@ -119,18 +119,16 @@ def test_early_stopping_counts_on_and_the_best_epoch_stays(tiny, workdir, monkey
     script("finetune", *flags, "--out", "whole")
     history = list(csv.DictReader((workdir / "whole" / "history.csv").open()))
     assert 3 <= len(history) < 30  # else the test says nothing
-    for epoch in (len(history) - 1, len(history)):
-        run = workdir / f"cut-{epoch}"
-        with monkeypatch.context() as patch:
-            unplug_at(patch, "write_json", epoch, False)
-            with pytest.raises(Unplugged):
-                script("finetune", *flags, "--out", run)
-        script("finetune", "--resume", run)
-        assert_same(outcome(run), outcome(workdir / "whole"))
+    with monkeypatch.context() as patch:
+        unplug_at(patch, "write_json", len(history) - 1, False)  # one epoch before it stops
+        with pytest.raises(Unplugged):
+            script("finetune", *flags, "--out", "cut")
+    script("finetune", "--resume", "cut")
+    assert_same(outcome(workdir / "cut"), outcome(workdir / "whole"))
 
 
 def test_dropout_and_augmentation_go_on_in_their_sequence(tiny, workdir, monkeypatch, script):
-    flags = ("--data", tiny, "--head", "i", "--augment", "--epochs", "3")
+    flags = ("--data", tiny, "--head", "i", "--augment", "--epochs", "2")
     script("finetune", *flags, "--out", "whole")
     with monkeypatch.context() as patch:
         unplug_at(patch, "write_json", 1, False)

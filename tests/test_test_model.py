@@ -76,7 +76,7 @@ def test_figures_are_scikit_learns_and_tied_to_files(tiny, in_runs, script, caps
 def test_network_predictions_are_the_models_own_for_each_file(tiny, in_runs, script):
     import keras
 
-    from common import load_model
+    from weights import load_model
 
     run = in_runs / "runs" / "tiny-finetune-i-none"
     script("test_model", "--run", run, "--data", tiny, "--batch-size", "5")
