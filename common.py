@@ -7,6 +7,7 @@ Keras is imported inside the functions that need it, so that `--help` answers at
 import argparse
 import functools
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -278,7 +279,10 @@ def build_model(image_size, classes, head, l2=0.01, name="vgg16"):
         elif kind == "batch_normalization":
             layer = keras.layers.BatchNormalization(name="batch_normalization")
         elif kind == "dropout":
-            layer = keras.layers.Dropout(settings[0], name=f"dropout{dense}")
+            # Without a seed of its own it would draw from PyTorch's global state, which no file holds;
+            # this one is Keras' default, and follows set_random_seed.
+            seed = random.randint(1, 10**9)
+            layer = keras.layers.Dropout(settings[0], seed=seed, name=f"dropout{dense}")
         else:
             dense += 1
             penalty = keras.regularizers.L2(l2) if "l2" in settings else None
