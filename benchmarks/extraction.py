@@ -220,10 +220,10 @@ def main():
     found = alternate(__file__, flags, args.rounds)
     rates = {name: [f["images_per_second"] for f in figures] for name, figures in found.items()}
     titles = ("images a second: median (minimum to maximum)", "JPEG files decoded first", "peak memory, MB")
-    print(f"\n{'':16}{titles[0]:48}{titles[1]:28}{titles[2]}")
+    print(f"\n{'':20}{titles[0]:48}{titles[1]:28}{titles[2]}")
     for name, values in rates.items():
         from_files = "-" if name == "matmul" else spread([f["from_files"] for f in found[name]])
-        print(f"{name:16}{spread(values):48}{from_files:28}{max(f['peak_MB'] for f in found[name]):.0f}")
+        print(f"{name:20}{spread(values):48}{from_files:28}{max(f['peak_MB'] for f in found[name]):.0f}")
     print("\nRatios of medians")
     for one, other in (
         ("ours", "plain"),
