@@ -131,6 +131,7 @@ def train_steps(model, steps, dataset, images, args, run):
             last = f"last-{epoch}.weights.h5"
             save_weights(trained, folder / last)
             history.append({"epoch": epoch, **about, **figures, "dataset": dataset.name})
+            sync(folder / best_name(rows_of_step(history, about["step"])))
             random = state["random"] | random_state(trained)
             commit(last=last, stopped=trained.stop_training, random=random)
 
