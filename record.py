@@ -241,7 +241,7 @@ def plot_curves(history, path, title, notice):
                 f"{row['step']}: {row['trained']}",
                 transform=axes.get_xaxis_transform(),
                 rotation=90,
-                ha="right" if row is history[0] else "left",
+                ha="left",
                 va=side,
                 fontsize=7,
                 color="dimgrey",
