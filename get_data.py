@@ -21,13 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from common import natural, positive
-from dataset import (
-    COLUMNS,
-    DEFAULT_DATA,
-    DEMO_DATA,
-    SPLITS,
-    load_dataset,
-)
+from dataset import COLUMNS, DEFAULT_DATA, DEMO_DATA, SPLITS, load_dataset
 from files import BadInput, locked, progress
 from record import print_notice, run_script
 

@@ -1,4 +1,4 @@
-"""What the scripts print and write: messages, tables, a run's folder, plots, stored features."""
+"""What the scripts print and write: messages, tables, a run's folder, plots."""
 
 import contextlib
 import io
@@ -12,12 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import (
-    BadInput,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from files import BadInput, read_json, write_atomically, write_json
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
 LOCK = ".lock"  # in a folder that one process at a time may write to

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from measure import PHOTOGRAPHS, alternate, describe_machine, pictures, report, spread
+from measure import PICTURES, alternate, describe_machine, pictures, report, spread
 
 BLOCKS = {"dense": (), "second": ("block4", "block5")}
 
@@ -79,8 +79,7 @@ def main():
     args = parser.parse_args()
     if args.method:
         return work(args)
-    kind = "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of the demo dataset"
-    kind = "random images" if args.input == "random" else kind
+    kind = "random images" if args.input == "random" else PICTURES
     print(f"{describe_machine()}\nstep '{args.step}', {args.images} {kind}")
     flags = ("--step", args.step, "--input", args.input, "--images", args.images)
     flags += ("--epochs", args.epochs, "--batch-size", args.batch_size)

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 from measure import (
-    PHOTOGRAPHS,
+    PICTURES,
     alternate,
     describe_machine,
     peak_memory,
@@ -208,8 +208,7 @@ def main():
     args = parser.parse_args()
     if args.method:
         return work(args)
-    kind = "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of the demo dataset"
-    print(f"{describe_machine()}\n{args.images} {kind}, batches of {args.batch_size}")
+    print(f"{describe_machine()}\n{args.images} {PICTURES}, batches of {args.batch_size}")
     if args.memory:
         for count in (50, 1000):
             flags = ("--method", "ours", "--images", count, "--batch-size", args.batch_size)

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from measure import PHOTOGRAPHS, describe_machine, pictures, spread
+from measure import PICTURES, describe_machine, pictures, spread
 
 
 def main():
@@ -27,8 +27,7 @@ def main():
     import common
 
     common.import_keras()
-    kind = "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of the demo dataset"
-    print(f"{describe_machine()}\n{args.images} {kind}, batches of {args.batch_size}")
+    print(f"{describe_machine()}\n{args.images} {PICTURES}, batches of {args.batch_size}")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         images = pictures(args.images, folder)
