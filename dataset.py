@@ -1,14 +1,14 @@
-"""A dataset in MAMe's layout: its metadata, checked, and its images, each decoded once.
+"""A dataset: its metadata, checked, and its images, each decoded once. In MAMe's layout:
 
     DIR/data_256/<Image file>        the images
     DIR/MAMe_dataset.csv             one row an image: file, medium, museum, split
     DIR/MAMe_labels.csv              index, medium; the order of the classes
     DIR/defaults.json                optional: the dataset's own settings (image size, weights ...)
 
-The two CSV files may also lie in DIR/MAMe_metadata/, as MAMe's archive unpacks them.
+The two CSV files may also lie in DIR/MAMe_metadata/, as MAMe's archive unpacks them. One's own pictures
+may lie in folders named after their classes instead (folders.py).
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -21,14 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import BadInput, make_array, progress, read_json, write_json
+from files import BadInput, make_array, progress, read_csv, read_json, write_json
+from folders import SPLITS, is_in_folders, read_folders
 
 DECODE_BLOCK = 256  # images decoded between two looks at an interrupt
 MOST_PIXELS = 2**26  # 67 megapixels, 0.2 GB decoded: a decompression bomb, not a photograph
-SPLITS = ("train", "val", "test")
 DEFAULT_DATA = Path("data/mame")
 DEMO_DATA = Path("data/demo")
 COLUMNS = ("Image file", "Medium", "Museum", "Subset")
+MEND_CSV = "fetch it again with get_data.py"
 MAME_DEFAULTS = {
     "name": "mame",
     "image_size": 224,
@@ -47,9 +48,9 @@ MAME_DEFAULTS = {
 class Split(NamedTuple):
     """The rows of one split, in the metadata's order."""
 
-    files: np.ndarray  # (n,) str, names in data_256
+    files: np.ndarray  # (n,) str, names in Dataset.image_folder
     labels: np.ndarray  # (n,) int64, index in Dataset.labels
-    museums: np.ndarray  # (n,) str
+    museums: np.ndarray  # (n,) str, empty where nothing is known
     stamps: np.ndarray  # (n, 2) int64: size in bytes (-1 where missing), time of change in ns
 
     def take(self, rows):
@@ -58,9 +59,10 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a folder in MAMe's layout says; `images` lie in `root`/data_256."""
+    """What a dataset's folder says of its pictures, which lie in `image_folder`."""
 
     root: Path
+    image_folder: Path
     labels: list  # names of the classes in the official order
     splits: dict  # split name -> Split
     defaults: dict
@@ -68,6 +70,11 @@ class Dataset:
     @property
     def name(self):
         return self.defaults["name"]
+
+    @property
+    def in_folders(self):
+        """Whether these are one's own pictures in folders: no museums, and no row of the study's."""
+        return self.image_folder == self.root
 
     @property
     def notice(self):
@@ -84,9 +91,10 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load_dataset(data):
+def load_dataset(data, seed=0):
     """Read the dataset in folder `data`; None means data/mame, or the demo where that is absent.
 
+    seed: of the split of folders that have none yet (`folders.read_folders`).
     Returns a Dataset. Raises BadInput for a folder, CSV file or row that cannot be used.
     Images are not opened here; `load_images` does that.
     """
@@ -98,9 +106,18 @@ def load_dataset(data):
             f"There is no dataset folder {root}; name another with --data, "
             f"or make one with `python get_data.py mame --data {root}`."
         )
-    labels = read_labels(find_metadata(root, "MAMe_labels.csv"))
-    splits = read_rows(find_metadata(root, "MAMe_dataset.csv"), labels, root / "data_256")
-    return Dataset(root, labels, splits, read_defaults(root))
+    if is_in_folders(root):
+        labels, rows = read_folders(root, seed)
+        rows = {
+            split: [(file, n, "", stamp) for file, n, stamp in of_split] for split, of_split in rows.items()
+        }
+        image_folder, name = root, root.absolute().name or "pictures"
+    else:
+        image_folder, name = root / "data_256", MAME_DEFAULTS["name"]
+        labels = read_labels(find_metadata(root, "MAMe_labels.csv"))
+        rows = read_rows(find_metadata(root, "MAMe_dataset.csv"), labels, image_folder)
+    splits = {split: as_split(of_split) for split, of_split in rows.items()}
+    return Dataset(root, image_folder, labels, splits, read_defaults(root, name))
 
 
 def demo_dataset():
@@ -130,21 +147,10 @@ def find_metadata(root, name):
     )
 
 
-def read_csv(path):
-    """All rows of a CSV file as lists of str; a BOM and Windows line ends are taken off."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return [row for row in csv.reader(file, strict=True) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(
-            f"{path} is not a CSV file in UTF-8 ({error}); fetch it again with get_data.py."
-        ) from None
-
-
 def read_labels(path):
     """Class names in the official order, from rows `index,medium` (no header)."""
     names = {}
-    for number, row in enumerate(read_csv(path), 1):
+    for number, row in enumerate(read_csv(path, MEND_CSV), 1):
         if len(row) != 2 or not row[0].strip().isdecimal() or not row[1].strip():
             raise BadInput(f"{path}, row {number}: expected 'index,medium', found {','.join(row)!r}.")
         names[int(row[0])] = row[1].strip()
@@ -156,12 +162,12 @@ def read_labels(path):
 
 
 def read_rows(path, labels, image_folder):
-    """The splits of MAMe_dataset.csv as a dict of Split, rows in the file's order.
+    """{split: [(file, class index, museum, stamp)]} of MAMe_dataset.csv, rows in the file's order.
 
     The CSV writes 'Woven fabric ' with a trailing space where the label file has none:
     every cell is stripped before it is compared.
     """
-    header, *rows = read_csv(path) or [[]]
+    header, *rows = read_csv(path, MEND_CSV) or [[]]
     header = [cell.strip() for cell in header]
     missing = [column for column in COLUMNS if column not in header]
     if missing:
@@ -187,7 +193,7 @@ def read_rows(path, labels, image_folder):
     for split, rows_of_split in splits.items():
         if not rows_of_split:
             raise BadInput(f"{path} has no row of the subset {split!r}.")
-    return {name: as_split(rows_of_split) for name, rows_of_split in splits.items()}
+    return splits
 
 
 def as_split(rows):
@@ -212,11 +218,11 @@ def scan_files(folder):
     return stamps
 
 
-def read_defaults(root):
-    """MAMe's settings, overridden by `root`/defaults.json where there is one."""
-    path = root / "defaults.json"
+def read_defaults(root, name):
+    """MAMe's settings under the dataset's `name`, overridden by `root`/defaults.json where there is one."""
+    path, defaults = root / "defaults.json", {**MAME_DEFAULTS, "name": name}
     if not path.exists():
-        return MAME_DEFAULTS
+        return defaults
     try:
         own = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -233,7 +239,7 @@ def read_defaults(root):
             raise BadInput(f"{path}: {key} must be of type {kind.__name__}, not {value!r}.")
         if kind is not str and not 0 < value < 2**31:
             raise BadInput(f"{path}: {key} must be above 0, not {value!r}.")
-    return {**MAME_DEFAULTS, **own}
+    return {**defaults, **own}
 
 
 def supports(dataset, split):
@@ -245,8 +251,8 @@ def supports(dataset, split):
 # Images ----------------------------------------------------------------------------------
 
 
-def decode_image(path, image_size):
-    """One image file as uint8 (image_size, image_size, 3), RGB, resized bilinearly.
+def open_image(path):
+    """One image file as a Pillow image in RGB, the right way up.
 
     Of an animation the first picture is taken. Raises OSError (PIL.UnidentifiedImageError among them)
     or ValueError where the file cannot be read, or is so large that decoding it could fill the memory.
@@ -260,7 +266,14 @@ def decode_image(path, image_size):
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would cut off at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype("uint8"))
-    image = image.convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_image(path, image_size):
+    """One image file as uint8 (image_size, image_size, 3), resized bilinearly; errors as `open_image`."""
+    from PIL import Image
+
+    image = open_image(path)
     if image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype="uint8")
@@ -295,7 +308,7 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
     for name in splits:
         split = dataset.splits[name]
         present = split.stamps[:, 0] >= 0
-        paths = [str(dataset.root / "data_256" / file) for file in split.files[present]]
+        paths = [str(dataset.image_folder / file) for file in split.files[present]]
         if not paths:
             bad = []
         elif cache == "none":
@@ -312,12 +325,12 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
         shown = "\n".join(f"  {file}" for file in skipped[:1000])
         shown += f"\n  ... and {len(skipped) - 1000} more" if len(skipped) > 1000 else ""
         raise BadInput(
-            f"{len(skipped)} images in {dataset.root}/data_256 are missing or cannot be decoded; "
+            f"{len(skipped)} images in {dataset.image_folder} are missing or cannot be decoded; "
             f"restore them, or go on without them by --skip-unreadable:\n{shown}"
         )
     for name, split in kept.items():
         if not len(split.files):
-            raise BadInput(f"No image of the {name} split in {dataset.root}/data_256 can be read.")
+            raise BadInput(f"No image of the {name} split in {dataset.image_folder} can be read.")
     return replace(dataset, splits={**dataset.splits, **kept}), images, skipped
 
 

@@ -42,7 +42,7 @@ def main(argv=None):
     splits = [split.strip() for split in args.splits.split(",")]
     if not set(splits) <= set(SPLITS):
         raise BadInput(f"--splits {args.splits}: choose among {', '.join(SPLITS)}.")
-    dataset = load_dataset(args.data)
+    dataset = load_dataset(args.data, args.seed)
     resolve_model(args, dataset)
     resolve_arguments(args, dataset)
     print_configuration(args, dataset, "extract_features.py")

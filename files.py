@@ -66,6 +66,18 @@ def read_json(path):
         raise BadInput(f"{path} is damaged ({error}); make it anew or delete its folder.") from None
 
 
+def read_csv(path, mend):
+    """All rows of a CSV file as lists of str; a BOM and Windows line ends are taken off.
+
+    BadInput, which ends with `mend`, where it is not CSV in UTF-8.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return [row for row in csv.reader(file, strict=True) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path} is not a CSV file in UTF-8 ({error}); {mend}.") from None
+
+
 def write_csv(path, rows):
     """Write a list of dicts with the same keys as CSV, atomically."""
     stream = io.StringIO(newline="")

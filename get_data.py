@@ -380,10 +380,10 @@ def check_files(dataset):
     if missing:
         shown = "\n".join(f"  {file}" for file in missing)
         raise BadInput(
-            f"{len(missing)} images listed in the metadata are missing in {dataset.root}/data_256; "
+            f"{len(missing)} images listed in the metadata are missing in {dataset.image_folder}; "
             f"delete that folder and run get_data.py again:\n{shown}"
         )
-    print(f"Every image listed is in {dataset.root}/data_256; {len(dataset.labels)} mediums.")
+    print(f"Every image listed is in {dataset.image_folder}; {len(dataset.labels)} mediums.")
 
 
 def parse_args(argv=None):
