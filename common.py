@@ -155,10 +155,11 @@ def _batches_class():
     import keras
 
     class Batches(keras.utils.PyDataset):
-        def __init__(self, inputs, labels, batch_size, seed, augment, preprocess, epoch):
+        def __init__(self, inputs, labels, batch_size, seed, augment, preprocess, epoch, classes, mixup):
             super().__init__(workers=min(4, os.cpu_count()), max_queue_size=8)
             self.inputs, self.labels, self.batch_size = inputs, labels, batch_size
             self.seed, self.augment, self.preprocess, self.epoch = seed, augment, preprocess, epoch
+            self.classes, self.mixup = classes, mixup
 
         def __len__(self):
             return -(-len(self.labels) // self.batch_size)
@@ -174,10 +175,15 @@ def _batches_class():
             rows = self.rows(index)
             x = self.inputs[rows].astype("float32")  # a copy: preprocess_input writes into it
             if self.augment:
-                x = augment_images(x, rows, self.seed, self.epoch)
+                x = augment_images(x, rows, self.seed, self.epoch, self.augment)
             if self.preprocess:
                 x = keras.applications.vgg16.preprocess_input(x)
-            return x, self.labels[rows]
+            y = self.labels[rows]
+            if self.classes:
+                y = np.eye(self.classes, dtype="float32")[y]
+            if self.mixup:
+                x, y = mix_up(x, y, self.mixup, [self.seed, self.epoch, index, 0])
+            return x, y
 
         def on_epoch_end(self):
             self.epoch += 1
@@ -185,15 +191,30 @@ def _batches_class():
     return Batches
 
 
-def batches(inputs, labels, batch_size, seed=None, augment=False, preprocess=True, epoch=0):
+def batches(
+    inputs, labels, batch_size, seed=None, augment=None, preprocess=True, epoch=0, classes=None, mixup=0
+):
     """Batches of (inputs, labels) as a `keras.utils.PyDataset`.
 
     inputs: array or memory map (n, ...): uint8 RGB images, or activations with preprocess=False.
     labels: (n,) int64. seed: shuffle by (seed, epoch); None keeps the order of the rows.
-    augment: draw a new transformation for each image by (seed, epoch, row). epoch: the first one.
+    augment: ranges (study.AUGMENTATION) of a new transformation for each image by (seed, epoch, row).
+    epoch: the first one. classes: give the labels as float32 (b, classes), one 1 a row. mixup: mix each
+    image and label with another of the batch (see `mix_up`).
     Each item is (float32 (b, ...), int64 (b,)); the last batch holds what is left over.
     """
-    return _batches_class()(inputs, labels, batch_size, seed, augment, preprocess, epoch)
+    settings = (inputs, labels, batch_size, seed, augment, preprocess, epoch, classes, mixup)
+    return _batches_class()(*settings)
+
+
+def mix_up(x, y, alpha, seed):
+    """Mixup (Zhang et al. 2018): each row of x (b, ...) and y (b, classes) mixed with another one.
+
+    One share for the batch, drawn from Beta(alpha, alpha) by `seed`. Returns arrays like x and y.
+    """
+    rng = np.random.default_rng(seed)
+    share, others = np.float32(rng.beta(alpha, alpha)), rng.permutation(len(x))
+    return share * x + (1 - share) * x[others], share * y + (1 - share) * y[others]
 
 
 def outputs_of(model, images, batch_size):
@@ -205,12 +226,18 @@ def outputs_of(model, images, batch_size):
     return lambda start, stop: np.asarray(model.predict_on_batch(source[start // batch_size][0]), "float32")
 
 
-def draw_augmentation(rng, height, width):
-    """Parameters of one random transformation: a dict in ImageDataGenerator's terms.
+def probabilities_of(model, x, flips=False):
+    """Softmax float32 (b, classes) of preprocessed images x (b, h, w, 3); flips: the mean of that of each
+    image and of its mirror image."""
+    views = (x, x[:, :, ::-1]) if flips else (x,)
+    return np.mean([np.asarray(model.predict_on_batch(view), "float32") for view in views], axis=0)
+
+
+def draw_augmentation(rng, height, width, ranges=AUGMENTATION):
+    """Parameters of one random transformation within `ranges`: a dict in ImageDataGenerator's terms.
 
     theta in degrees, tx and ty in pixels, zx and zy as factors, flip_horizontal.
     """
-    ranges = AUGMENTATION
     zoom = ranges["zoom_range"]
     return {
         "theta": rng.uniform(-ranges["rotation_range"], ranges["rotation_range"]),
@@ -251,10 +278,10 @@ def transform_images(x, parameters):
     return moved
 
 
-def augment_images(x, rows, seed, epoch):
-    """The study's augmentation of images x, each drawn by (seed, epoch, its row) alone."""
+def augment_images(x, rows, seed, epoch, ranges=AUGMENTATION):
+    """Images x transformed within `ranges`, each drawn by (seed, epoch, its row) alone."""
     draws = [np.random.default_rng([seed, epoch, row]) for row in rows]
-    return transform_images(x, [draw_augmentation(rng, *x.shape[1:3]) for rng in draws])
+    return transform_images(x, [draw_augmentation(rng, *x.shape[1:3], ranges) for rng in draws])
 
 
 # VGG16 and its heads ---------------------------------------------------------------------
@@ -325,12 +352,14 @@ def split_model(model, boundary):
 # Callbacks -------------------------------------------------------------------------------
 
 
-def training_callbacks(checkpoint, on_epoch_end, done=()):
+def training_callbacks(checkpoint, on_epoch_end, done=(), average_weights=False, tensorboard=None):
     """Early stopping on val_loss, the weights of the best val_accuracy kept in `checkpoint`.
 
     checkpoint: path that may hold {epoch}. on_epoch_end(epoch, logs): called last. done: the figures
     of the epochs that an interrupted training has behind it. Keras saves neither callback's state, but
     it follows from these: early stopping is shown them again, the checkpoint starts from their best.
+    average_weights: validate and keep the optimizer's moving averages instead of the weights; training
+    goes on from the weights. tensorboard: a folder for Keras' TensorBoard callback.
     """
     import keras
 
@@ -340,18 +369,23 @@ def training_callbacks(checkpoint, on_epoch_end, done=()):
         for epoch, figures in enumerate(done):
             stopping.on_epoch_end(epoch, figures)
 
-    return [
-        stopping,
-        keras.callbacks.ModelCheckpoint(
-            checkpoint,
-            monitor="val_accuracy",
-            mode="max",
-            save_best_only=True,
-            save_weights_only=True,
-            initial_value_threshold=max((row["val_accuracy"] for row in done), default=None),
-        ),
-        keras.callbacks.LambdaCallback(on_train_begin=replay, on_epoch_end=on_epoch_end),
-    ]
+    kept = keras.callbacks.ModelCheckpoint(
+        checkpoint,
+        monitor="val_accuracy",
+        mode="max",
+        save_best_only=True,
+        save_weights_only=True,
+        initial_value_threshold=max((row["val_accuracy"] for row in done), default=None),
+    )
+    last = keras.callbacks.LambdaCallback(on_train_begin=replay, on_epoch_end=on_epoch_end)
+    following = [keras.callbacks.TensorBoard(tensorboard, write_graph=False)] if tensorboard else []
+    if not average_weights:
+        return [stopping, kept, *following, last]
+    # It swaps weights and averages before validation and back after it, and so around the checkpoint.
+    swap = keras.callbacks.SwapEMAWeights()
+    swap_in = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: swap.on_test_begin())
+    swap_out = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: swap.on_test_end())
+    return [swap, stopping, swap_in, kept, swap_out, *following, last]
 
 
 # Layer-wise pooling ----------------------------------------------------------------------

@@ -24,9 +24,10 @@ from common import (
 )
 from dataset import load_dataset, load_images
 from files import BadInput
+from recipes import add_recipe_arguments, apply_recipe, fine_tuning_rows, ingredients
 from record import print_configuration, run_script, start_run
-from study import FINE_TUNING_ROWS, UNFREEZE, rows_of
-from training import add_training_arguments, finish_training, train_steps
+from study import UNFREEZE
+from training import add_training_arguments, check_tensorboard, finish_training, train_steps
 from weights import load_weights, weights_digest, with_precision
 
 
@@ -35,29 +36,42 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     group = parser.add_argument_group("the strategy")
-    group.add_argument("--head", choices=("i", "ii", "iii"), default="iii", help="default: %(default)s")
+    group.add_argument(
+        "--head",
+        choices=("i", "ii", "iii", "pooled"),
+        help="the study's, or global average pooling and the softmax (default: iii, or the recipe's)",
+    )
     group.add_argument(
         "--unfreeze",
         choices=tuple(UNFREEZE),
-        default="none",
-        help="what trains after the dense layers (default: %(default)s)",
+        help="what trains after the dense layers (default: none, or the recipe's)",
     )
-    group.add_argument("--augment", action="store_true", help="augment the training images in every step")
+    group.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="augment the training images in every step; in the strong recipe while convolutions train",
+    )
     group.add_argument(
         "--final-augment",
         action="store_true",
         help="after the last step, train once more what it trained, with augmentation",
     )
+    add_recipe_arguments(parser)
     add_training_arguments(parser, "fine-tuning")
     add_shared_arguments(parser, resume=True)
-    return parse_arguments(parser, argv)
+    args = parse_arguments(parser, argv)
+    apply_recipe(args)
+    return args
 
 
 def plan_steps(args):
     """The steps of a strategy, as `training.train_step` takes them."""
     steps = []
     for name, blocks in UNFREEZE[args.unfreeze]:
-        steps.append({"name": name, "blocks": blocks, "augment": args.augment})
+        augment = args.augment
+        if args.augmentation == "light":  # the dense layers first settle on activations that are kept
+            augment = "light" if augment and blocks else False
+        steps.append({"name": name, "blocks": blocks, "augment": augment})
     if args.final_augment:
         name, blocks = UNFREEZE[args.unfreeze][-1]
         steps.append({"name": f"{name}, augmented", "blocks": blocks, "augment": True})
@@ -65,6 +79,7 @@ def plan_steps(args):
         unfrozen = bool(step["blocks"])
         step["learning_rate"] = args.fine_tune_learning_rate if unfrozen else args.learning_rate
         step["epochs"] = args.fine_tune_epochs if unfrozen else args.epochs
+        step |= ingredients(args, unfrozen)
     return steps
 
 
@@ -75,7 +90,8 @@ def main(argv=None):
             "--final-augment adds augmentation after steps without it; with --augment every step "
             "has it already, so leave one of the two out."
         )
-    dataset = load_dataset(args.data)
+    check_tensorboard(args)
+    dataset = load_dataset(args.data, args.seed)
     resolve_arguments(args, dataset)
     keras = import_keras()
     keras.utils.set_random_seed(args.seed)
@@ -88,14 +104,13 @@ def main(argv=None):
         dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
     )
     steps = plan_steps(args)
-    strategy = args.unfreeze + "-augment" * args.augment + "-final-augment" * args.final_augment
-    study = rows_of(
-        FINE_TUNING_ROWS,
-        head=args.head,
-        unfreeze=args.unfreeze,
-        augment=args.augment,
-        final_augment=args.final_augment,
+    strategy = (
+        "strong-" * (args.recipe == "strong")
+        + args.unfreeze
+        + "-augment" * args.augment
+        + "-final-augment" * args.final_augment
     )
+    study = fine_tuning_rows(vars(args))
     decisive = {"steps": steps, "weights_sha256": weights_digest(model, convolutions(model))}
     with start_run(args, dataset, f"finetune-{args.head}-{strategy}", skipped, **decisive) as run:
         history = train_steps(model, steps, dataset, images, args, run)

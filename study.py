@@ -8,6 +8,7 @@ Nothing here is measured by this project.
 # Section "Fine-tuning": the layers between block5_pool and the softmax. Dense layers marked
 # "l2" carry the L2 penalty. "fc" is VGG16's own top (Simonyan and Zisserman 2015, section 3.1,
 # dropout included); "gap" replaces it by global average pooling. Both serve train_pretrained.py.
+# "pooled" is that of the strong recipe (recipes.py).
 HEADS = {
     "i": (("flatten",), ("dense", 512), ("dropout", 0.2), ("dense", 512)),
     "ii": (
@@ -33,13 +34,15 @@ HEADS = {
         ("dropout", 0.5),
     ),
     "gap": (("global_average_pooling",),),
+    "pooled": (("global_average_pooling",), ("batch_normalization",), ("dropout", 0.4)),
 }
 
 # Section "Fine-tuning", unfreezing: the steps of a strategy, each with the blocks it trains
-# beside the dense layers.
+# beside the dense layers. "block4" is not the study's: from block4 on, for those without a GPU.
 ALL_BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 UNFREEZE = {
     "none": (("dense", ()),),
+    "block4": (("dense", ()), ("dense + block4 + block5", ("block4", "block5"))),
     "all": (("dense", ()), ("all", ALL_BLOCKS)),
     "stepped": (
         ("dense", ()),

@@ -21,7 +21,7 @@ from common import (
 from dataset import load_dataset, load_images
 from record import print_configuration, run_script, start_run
 from study import ALL_BLOCKS
-from training import add_training_arguments, finish_training, train_steps
+from training import add_training_arguments, check_tensorboard, finish_training, train_steps
 from weights import load_weights, weights_digest, with_precision
 
 
@@ -45,7 +45,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    dataset = load_dataset(args.data)
+    check_tensorboard(args)
+    dataset = load_dataset(args.data, args.seed)
     resolve_arguments(args, dataset)
     keras = import_keras()
     keras.utils.set_random_seed(args.seed)

@@ -3,6 +3,7 @@
 import math
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from common import (
     training_callbacks,
 )
 from files import (
+    BadInput,
     check_space,
     existing_folder,
     make_array,
@@ -28,10 +30,13 @@ from files import (
     write_csv,
     write_json,
 )
+from recipes import LIGHT_AUGMENTATION, new_optimizer
 from record import percent, plot_curves, print_notice, print_table
+from study import AUGMENTATION
 from weights import random_state, set_random_state, weights_digest
 
 CACHE_SHARE = 0.8  # of the free space that activations may take; weights and results need some
+AUGMENTATIONS = {False: None, True: AUGMENTATION, "light": LIGHT_AUGMENTATION}
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
@@ -44,11 +49,12 @@ def add_training_arguments(parser, kind):
         help="of the convolutions: imagenet, none (drawn anew), or a path to an official Keras .h5, a "
         ".keras file or a run (default: the dataset's; MAMe imagenet, demo none)",
     )
+    of_recipe = kind == "fine-tuning"
     group.add_argument(
         "--optimizer",
         choices=("adam", "adamw", "rmsprop", "sgd"),
-        default="adam",
-        help="default: %(default)s",
+        default=None if of_recipe else "adam",
+        help="default: adam" + ", or the recipe's" * of_recipe,
     )
     rate = {"type": positive_float, "metavar": "LR"}
     epochs = {"type": positive, "metavar": "N"}
@@ -59,6 +65,11 @@ def add_training_arguments(parser, kind):
         default="float32",
         help="of the activations of frozen blocks on disk; float16 takes half the space and differs in the "
         "fourth digit (default: %(default)s)",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write RUN/tensorboard too, for `tensorboard --logdir runs` (needs that package)",
     )
     if kind == "pretraining":
         group.add_argument("--learning-rate", dest="pretrain_learning_rate", help="MAMe: 1e-4", **rate)
@@ -75,6 +86,13 @@ def add_training_arguments(parser, kind):
         help="of the dense layers of heads ii and iii "
         "(default: %(default)s, with which the study's losses agree)",
     )
+
+
+def check_tensorboard(args):
+    """BadInput where --tensorboard is given and a package that it needs is not installed."""
+    for package in ("tensorboard", "tensorflow") if args.tensorboard else ():
+        if find_spec(package) is None:
+            raise BadInput(f"--tensorboard needs the package {package}: pip install {package}")
 
 
 # What an interrupted run goes on from: RUN/resume/state.json, written after each epoch and each step.
@@ -135,7 +153,8 @@ def train_steps(model, steps, dataset, images, args, run):
             random = state["random"] | random_state(trained)
             commit(last=last, stopped=trained.stop_training, random=random)
 
-        train_step(model, step, dataset, images, args, len(history), folder, on_epoch_end, state)
+        logs = run / "tensorboard" / f"step-{number}" if args.tensorboard else None
+        train_step(model, step, dataset, images, args, len(history), folder, on_epoch_end, state, logs)
         if best_epoch(history)["step"] == number:
             part = run / "part.keras"
             model.save(part)
@@ -161,19 +180,24 @@ def rows_of_step(history, number):
     return [row for row in history if row["step"] == number]
 
 
-def train_step(model, step, dataset, images, args, first_epoch, folder, on_epoch_end, state=None):
+def train_step(
+    model, step, dataset, images, args, first_epoch, folder, on_epoch_end, state=None, tensorboard=None
+):
     """One step of a strategy: set what trains, compile with a new optimizer, fit, restore the best.
 
-    step: dict with name, blocks (those that train beside the head), augment, learning_rate, epochs.
+    step: dict with name, blocks (those that train beside the head), augment (False, True for the study's
+    or "light"), learning_rate, epochs, and perhaps what `recipes.ingredients` gives.
     images: {"train": ..., "val": ...} as from `load_images`. first_epoch: epochs that the run has behind
     it, so that shuffling and augmentation never repeat and never depend on an interruption. folder: for
     the weights of the best epochs. on_epoch_end(trained model, its FIGURES): the record. state: that of
-    an interrupted run, which may have epochs of this step behind it.
+    an interrupted run, which may have epochs of this step behind it. tensorboard: folder of its logs.
     Leaves in `model` the weights of the step's best val_accuracy.
 
     Where nothing is augmented, what the frozen blocks give is computed once and kept in args.cache: the
     same batches, the same result, without those blocks' cost.
     """
+    import keras
+
     set_trainable(model, step["blocks"])
     labels = {split: dataset.splits[split].labels for split in ("train", "val")}
     trained, inputs, preprocess = model, images, True
@@ -194,21 +218,30 @@ def train_step(model, step, dataset, images, args, first_epoch, folder, on_epoch
                 )
                 for split in labels
             }
+    smoothing, mixup = step.get("label_smoothing", 0), step.get("mixup", 0)
+    classes = model.output_shape[-1] if smoothing or mixup else None
     train = batches(
-        *(
-            inputs["train"],
-            labels["train"],
-            args.batch_size,
-            args.seed,
-            step["augment"],
-            preprocess,
-        ),
+        inputs["train"],
+        labels["train"],
+        args.batch_size,
+        seed=args.seed,
+        augment=AUGMENTATIONS[step["augment"]],
+        preprocess=preprocess,
         epoch=first_epoch,
+        classes=classes,
+        mixup=mixup,
     )
-    val = batches(inputs["val"], labels["val"], args.batch_size, preprocess=preprocess)
+    val = batches(inputs["val"], labels["val"], args.batch_size, preprocess=preprocess, classes=classes)
+    average_weights = step.get("average_weights", False)
     trained.compile(
-        optimizer=new_optimizer(args.optimizer, step["learning_rate"]),
-        loss="sparse_categorical_crossentropy",
+        optimizer=new_optimizer(
+            *(args.optimizer, step["learning_rate"], len(train), step["epochs"]),
+            schedule=step.get("schedule", "constant"),
+            average_weights=average_weights,
+        ),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
+        if classes
+        else "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
     done = rows_of_step(state["history"], state["step"]) if state else []
@@ -232,22 +265,18 @@ def train_step(model, step, dataset, images, args, first_epoch, folder, on_epoch
             initial_epoch=len(done),
             epochs=step["epochs"],
             shuffle=False,  # `batches` shuffles by seed and epoch; Keras would shuffle batches on top
-            callbacks=training_callbacks(folder / "best-{epoch}.weights.h5", record, done),
+            callbacks=training_callbacks(
+                folder / "best-{epoch}.weights.h5", record, done, average_weights, tensorboard
+            ),
             verbose=1 if sys.stdout.isatty() else 2,
         )
     trained.load_weights(folder / best_name(rows))
 
 
-def new_optimizer(name, learning_rate):
-    """A new Keras optimizer by its registered name."""
-    import keras
-
-    return keras.optimizers.get({"class_name": name, "config": {"learning_rate": learning_rate}})
-
-
 def cache_boundary(step, args):
     """The last layer whose output never changes in a step, or None where nothing is to be kept."""
-    if step["augment"] or args.cache == "none" or "block1" in step["blocks"]:
+    mixed = step["augment"] or step.get("mixup")
+    if mixed or args.cache == "none" or "block1" in step["blocks"]:
         return None
     frozen = 5 - len(step["blocks"])  # a strategy unfreezes the last blocks
     return f"block{frozen}_pool"

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from measure import PHOTOGRAPHS, describe_machine
+from measure import PHOTOGRAPHS, describe_machine, load_vgg19
 
 EPOCHS, SEEDS = 15, (0, 1, 2)
 
@@ -34,9 +34,7 @@ def partly_pretrained(common, weights):
     """VGG16 with head iii, its first seven convolutions those of an ImageNet-trained VGG19."""
     model = common.build_model(224, 6, "iii")
     weights.load_weights(model, "none", 0)
-    stored = np.load(PHOTOGRAPHS.parent / "vgg19_block1-3.npz")
-    for name in common.convolutions(model)[:7]:
-        model.get_layer(name).set_weights([stored[f"{name}__kernel"], stored[f"{name}__bias"]])
+    load_vgg19(model)
     return model
 
 
