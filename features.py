@@ -266,10 +266,11 @@ def load_pipeline(path):
         unknown = set(skops.io.get_untrusted_types(data=content)) - TRUSTED_TYPES
         if not unknown:
             pipeline = skops.io.loads(content, trusted=sorted(TRUSTED_TYPES))
-            check_trees(pipeline[-1])
+            if hasattr(pipeline[-1], "estimators_"):
+                check_trees(pipeline[-1])
             return pipeline
     except Exception as error:  # a damaged archive fails in many ways, all of them final
-        raise BadInput(f"{path} is not a whole forest ({error}); fit it anew.") from None
+        raise BadInput(f"{path} is not a whole pipeline ({error}); fit it anew.") from None
     raise BadInput(f"{path} holds types that are not a forest's ({min(unknown)}); fit it anew.")
 
 
@@ -285,8 +286,17 @@ def check_trees(forest):
             raise ValueError("a tree splits on a feature that there is not")
 
 
+def pipeline_probabilities(pipeline, features, classes):
+    """Probabilities float32 (n, classes) of a fitted pipeline, 0 for classes that it has not seen."""
+    probabilities = np.zeros((len(features), classes), "float32")
+    probabilities[:, pipeline.classes_] = pipeline.predict_proba(features)
+    return probabilities
+
+
 def forest_rows(model, row):
     """The study's rows for one forest: `model` as in --model, `row` as in its metrics.json."""
+    if "n_estimators" not in row:  # a linear classifier
+        return []
     original = model in ("imagenet", "none") or model.endswith(".h5")
     return rows_of(
         FOREST_ROWS,

@@ -3,10 +3,15 @@
     python random_forest.py --leaf 2 --trees 50           the study's best on the original VGG16
     python random_forest.py --grid                        every setting and layer set of the study
     python random_forest.py --model RUN --leaf 2 --trees 50       on a fine-tuned network
+    python random_forest.py --classifier linear --discretize      a linear classifier instead
 
 --discretize puts the full-network embedding (Garcia-Gasulla et al. 2018) before the forest: each
 feature standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0.
 Features that are not stored yet are extracted first; layer sets are columns of one extraction.
+
+The linear classifier is a multinomial logistic regression on standardised features, what a linear SVM is
+but with probabilities. The study dropped the SVM for its training time; this solver (L-BFGS on all classes
+at once) needs minutes for 20,300 x 12,416 on two cores (benchmarks/README.md).
 """
 
 import argparse
@@ -22,6 +27,7 @@ from common import (
     import_keras,
     parse_arguments,
     positive,
+    positive_float,
     resolve_arguments,
     select_layers,
 )
@@ -49,12 +55,25 @@ from record import (
 )
 from study import FOREST_LAYERS, FOREST_LEAVES, FOREST_REPORTED, FOREST_TREES
 
+LINEAR_C, LINEAR_ITERATIONS, LINEAR_TOLERANCE = 1e-3, 500, 1e-4
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    group = parser.add_argument_group("the forest")
+    group = parser.add_argument_group("the classifier")
+    group.add_argument(
+        "--classifier", choices=("forest", "linear"), default="forest", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--c",
+        type=positive_float,
+        default=LINEAR_C,
+        metavar="C",
+        help="of the linear classifier: the inverse of its regularisation, as in scikit-learn "
+        "(default: %(default)s)",
+    )
     group.add_argument("--trees", type=positive, default=100, metavar="N", help="default: %(default)s")
     group.add_argument(
         "--leaf",
@@ -68,7 +87,7 @@ def parse_args(argv=None):
         "--grid",
         action="store_true",
         help="every setting of the study: trees 100, 50, 12; leaf 2, 7, 20; layers all, last, "
-        "block5_conv3; with and without --discretize",
+        "block5_conv3; with and without --discretize (the layers and --discretize where it is linear)",
     )
     group = parser.add_argument_group("the features")
     add_feature_arguments(group)
@@ -93,17 +112,18 @@ def find_features(args, dataset):
     return folder
 
 
-def embedding(discretize):
-    """Steps of the full-network embedding for a Pipeline; none where `discretize` is False.
+def embedding(discretize, standardise=False):
+    """Steps of the full-network embedding for a Pipeline; none, or its first, where not `discretize`.
 
     StandardScaler keeps the training split's statistics, and divides a feature that never varies
     by 1: such a feature becomes 0 everywhere.
     """
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-    if not discretize:
+    if not discretize and not standardise:
         return []
-    return [("standardise", StandardScaler()), ("discretise", FunctionTransformer(discretise))]
+    steps = [("standardise", StandardScaler())]
+    return steps + [("discretise", FunctionTransformer(discretise))] * discretize
 
 
 def fit_forests(train, val, trees, leaves, discretize, seed, description, done=()):
@@ -147,6 +167,32 @@ def fit_forests(train, val, trees, leaves, discretize, seed, description, done=(
         yield Pipeline([*steps, ("forest", fitted)]), row, predicted, seconds
 
 
+def fit_linear(train, val, c, discretize, description):
+    """Fit the linear classifier; yields what `fit_forests` yields, once."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+
+    steps, (x, y), (x_val, y_val) = embedding(discretize, standardise=True), train, val
+    print(f"Fitting a linear classifier on {len(x)} x {x.shape[1]} features: {description}", flush=True)
+    for _, transformer in steps:
+        x = transformer.fit_transform(x)
+        x_val = transformer.transform(x_val)
+    start = time.perf_counter()
+    classifier = LogisticRegression(C=c, max_iter=LINEAR_ITERATIONS, tol=LINEAR_TOLERANCE).fit(x, y)
+    seconds = time.perf_counter() - start
+    predicted = classifier.predict(x_val)
+    row = {
+        "discretize": discretize,
+        "classifier": "linear",
+        "C": c,
+        "iterations": int(classifier.n_iter_[0]),
+        "n_features": x.shape[1],
+        "accuracy": float(np.mean(classifier.predict(x) == y)),
+        "val_accuracy": float(np.mean(predicted == y_val)),
+    }
+    yield Pipeline([*steps, ("linear", classifier)]), row, predicted, seconds
+
+
 def run_forests(args, dataset, stored, columns, layer_sets, run):
     """Fit every setting asked for, each recorded as it ends; returns their rows of metrics.
 
@@ -160,19 +206,25 @@ def run_forests(args, dataset, stored, columns, layer_sets, run):
         train, val = ((take_layers(x, columns, layers), y) for x, y in stored.values())
         for discretize in (False, True) if grid else (args.discretize,):
             of_these = [row for row in rows if (row["layers"], row["discretize"]) == (layers, discretize)]
-            forests = fit_forests(
-                train,
-                val,
-                FOREST_TREES if grid else (args.trees,),
-                FOREST_LEAVES if grid else (args.leaf,),
-                discretize,
-                args.seed,
-                f"{layers}{', discretised' * discretize}",
-                {(row["min_samples_leaf"], row["n_estimators"]) for row in of_these},
-            )
+            description = f"{layers}{', discretised' * discretize}"
+            if args.classifier == "linear":
+                forests = () if of_these else fit_linear(train, val, args.c, discretize, description)
+            else:
+                forests = fit_forests(
+                    train,
+                    val,
+                    FOREST_TREES if grid else (args.trees,),
+                    FOREST_LEAVES if grid else (args.leaf,),
+                    discretize,
+                    args.seed,
+                    description,
+                    {(row["min_samples_leaf"], row["n_estimators"]) for row in of_these},
+                )
             for pipeline, row, predicted, seconds in forests:
                 row = {"layers": layers, **row}
-                if not grid:
+                if args.classifier == "linear":
+                    print(f"Fitted in {seconds:.1f} s, {row['iterations']} iterations.", flush=True)
+                elif not grid:
                     print(f"Fitted {args.trees} trees in {seconds:.1f} s.")
                 if not rows or row["val_accuracy"] > best_forest(rows)["val_accuracy"]:
                     save_pipeline(run / "pipeline.skops", pipeline)
@@ -195,7 +247,10 @@ def save_confusion(run, dataset, row, labels, predicted, grid):
     name = "confusion_val"
     if grid:
         discretised = "-discretised" * row["discretize"]
-        name += f"/{row['layers']}-leaf{row['min_samples_leaf']}-trees{row['n_estimators']}{discretised}"
+        setting = "linear"
+        if "n_estimators" in row:
+            setting = f"leaf{row['min_samples_leaf']}-trees{row['n_estimators']}"
+        name += f"/{row['layers']}-{setting}{discretised}"
         (run / "confusion_val").mkdir(exist_ok=True)
     counts = confusion_matrix(labels, predicted, labels=range(len(dataset.labels)))
     title = f"{run.name}, validation: {percent(row['val_accuracy'])}"
@@ -204,9 +259,23 @@ def save_confusion(run, dataset, row, labels, predicted, grid):
     write_csv(run / f"{name}.csv", [{**row, "dataset": dataset.name} for row in cells])
 
 
+def print_rows(rows, model):
+    """The rows of metrics.json as a table, forests beside the study's figures."""
+    names = {"min_samples_leaf": "leaf", "n_estimators": "trees", "C": "C"}
+    settings = [key for key in names if key in rows[0]]
+    header = ("layers", "features", "discretised", *(names[key] for key in settings))
+    table = []
+    for row in rows:
+        study = [f"{r['val_accuracy']:.0f}%" for r in forest_rows(model, row)]
+        setting = ("yes" if row["discretize"] else "no", *(row[key] for key in settings))
+        figures = (percent(row["accuracy"]), percent(row["val_accuracy"]))
+        table.append((row["layers"], row["n_features"], *setting, *figures, " / ".join(study) or "-"))
+    print_table((*header, "accuracy", "val accuracy", "study, MAMe"), table)
+
+
 def main(argv=None):
     args = parse_args(argv)
-    dataset = load_dataset(args.data)
+    dataset = load_dataset(args.data, args.seed)
     resolve_model(args, dataset)
     resolve_arguments(args, dataset)
     print_configuration(args, dataset, "random_forest.py")
@@ -223,8 +292,10 @@ def main(argv=None):
         stored[split] = features, labels
 
     source = Path(notes["model"]).name.removesuffix(".keras").removesuffix(".h5")
-    setting = f"{args.layers}-trees{args.trees}-leaf{args.leaf}" + "-discretised" * args.discretize
-    name = f"forest-{source}-" + ("grid" if args.grid else setting.replace(",", "+"))
+    linear = args.classifier == "linear"
+    setting = f"c{args.c:g}" if linear else f"trees{args.trees}-leaf{args.leaf}"
+    setting = f"{args.layers.replace(',', '+')}-{setting}" + "-discretised" * args.discretize
+    name = f"{args.classifier}-{source}-{'grid' if args.grid else setting}"
     decisive = {"features": {**notes, "folder": str(folder)}}
     with start_run(args, dataset, name, [], **decisive) as run:
         rows = run_forests(args, dataset, stored, columns, layer_sets, run)
@@ -234,25 +305,10 @@ def main(argv=None):
 
     print()
     print_notice(dataset.notice)
-    header = (
-        "layers",
-        "features",
-        "discretised",
-        "leaf",
-        "trees",
-        "accuracy",
-        "val accuracy",
-        "study, MAMe",
-    )
-    table = []
-    for row in rows:
-        study = [f"{r['val_accuracy']:.0f}%" for r in forest_rows(notes["model"], row)]
-        setting = ("yes" if row["discretize"] else "no", row["min_samples_leaf"], row["n_estimators"])
-        figures = (percent(row["accuracy"]), percent(row["val_accuracy"]))
-        table.append((row["layers"], row["n_features"], *setting, *figures, " / ".join(study) or "-"))
-    print_table(header, table)
-    print("\nThe study reports more forests, without saying which setting gave which figure:")
-    print_table(("layers", "val accuracy on MAMe, %"), FOREST_REPORTED.items())
+    print_rows(rows, notes["model"])
+    if not linear:
+        print("\nThe study reports more forests, without saying which setting gave which figure:")
+        print_table(("layers", "val accuracy on MAMe, %"), FOREST_REPORTED.items())
     print(f"\nResults: {run}/ (metrics.json, forests.csv, confusion_val, pipeline.skops: the best)")
     print(f"Next: python test_model.py --run {run}")
 

@@ -2,21 +2,44 @@
 
     python test_model.py                  the run of the best validation accuracy
     python test_model.py --run runs/NAME  this run
+    python test_model.py --explain        and why: its most confident mistakes, what it looks at
+    python test_model.py --predict IMAGE_OR_FOLDER ...    what it says of any pictures
 
 Writes to RUN/test/: metrics.json (per class, per museum, averages), predictions.csv (one row a file)
-and confusion_matrix.png. Works for networks and for forests. Not a pytest file.
+and confusion_matrix.png; with --explain gallery.png, and for networks explained/*.png (Grad-CAM), for
+forests and linear classifiers layer_importance.png. --predict writes predictions.csv and predictions.jsonl
+to RUN/predicted/. Not a pytest file.
 """
 
 import argparse
 from argparse import Namespace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from common import add_shared_arguments, batches, import_keras
-from dataset import load_dataset, load_images
-from features import check_supports, extract_features, forest_rows, load_features, load_pipeline
+from common import add_shared_arguments, batches, import_keras, probabilities_of
+from dataset import decode_image, load_dataset, load_images
+from features import (
+    check_supports,
+    extract_features,
+    forest_rows,
+    load_features,
+    load_pipeline,
+    pipeline_probabilities,
+)
 from files import BadInput, locked, progress, read_json, write_csv, write_json
+from prediction import (
+    TOP,
+    list_pictures,
+    load_classifier,
+    predict_files,
+    print_predictions,
+    ranking,
+    ranking_row,
+    write_predictions,
+)
+from recipes import fine_tuning_rows
 from record import (
     LOCK,
     describe_dataset,
@@ -27,10 +50,8 @@ from record import (
     print_table,
     run_script,
 )
-from study import FINE_TUNING_ROWS, FOREST_ROWS, TEST_F1, TEST_FIGURES, rows_of
+from study import FINE_TUNING_ROWS, FOREST_ROWS, TEST_F1, TEST_FIGURES
 from weights import load_model
-
-TOP = 5
 
 
 def parse_args(argv=None):
@@ -40,6 +61,23 @@ def parse_args(argv=None):
     group = parser.add_argument_group("what is tested")
     group.add_argument("--run", metavar="RUN", help="default: the best validation accuracy of all runs")
     group.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
+    group.add_argument(
+        "--predict",
+        nargs="+",
+        metavar="PATH",
+        help="leave the test split alone and say what these pictures, or all in these folders, are",
+    )
+    group.add_argument(
+        "--explain",
+        action="store_true",
+        help="draw why: Grad-CAM of each picture or mistake (networks), a gallery of the most confident "
+        "mistakes, the importance of each layer (forests)",
+    )
+    group.add_argument(
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        help="test a network on each picture and its mirror image (default: as its recipe says)",
+    )
     add_shared_arguments(parser)
     return parser.parse_args(argv)
 
@@ -54,10 +92,8 @@ def study_rows(config, metrics):
     """
     arguments = config["arguments"]
     if config["script"] == "finetune.py":
-        keys = ("head", "unfreeze", "augment", "final_augment")
         ours = metrics["steps"][-1]["val_accuracy"]
-        rows = rows_of(FINE_TUNING_ROWS, **{key: arguments[key] for key in keys})
-        return [(row["row"], row["figures"][3], ours) for row in rows]
+        return [(row["row"], row["figures"][3], ours) for row in fine_tuning_rows(arguments)]
     return [
         (row["row"], row["val_accuracy"], forest["val_accuracy"])
         for forest in metrics.get("forests", [])
@@ -75,6 +111,9 @@ def print_runs(runs, dataset):
             figures = (percent(metrics["accuracy"]), percent(metrics["val_accuracy"]))
             rows.append((folder, config["dataset"]["name"], *figures, study or "-"))
         print_table(("run", "dataset", "accuracy", "val accuracy", "study, MAMe"), rows)
+    if dataset.in_folders:
+        print(flush=True)
+        return
     ours = {}
     for _, config, metrics in runs:
         if config["dataset"]["fingerprint"] == dataset.fingerprint:
@@ -93,20 +132,27 @@ def print_runs(runs, dataset):
 
 
 def choose_run(args, runs, dataset):
-    """(folder, config) of --run, or of the best val_accuracy on this dataset; None where none is."""
+    """(folder, config) of --run, or of the best val_accuracy on this dataset (on any where None is given);
+    None where there is no run."""
     if args.run:
         folder = Path(args.run)
         if not (folder / "metrics.json").exists():
             raise BadInput(f"{folder} is not a finished run; `python test_model.py` lists those there are.")
         return folder, read_json(folder / "config.json")
-    here = [run for run in runs if run[1]["dataset"]["fingerprint"] == dataset.fingerprint]
-    if not here:
+    if dataset:
+        runs = [run for run in runs if run[1]["dataset"]["fingerprint"] == dataset.fingerprint]
+    if not runs:
         return None
-    folder, config, _ = max(here, key=lambda run: run[2]["val_accuracy"])
+    folder, config, _ = max(runs, key=lambda run: run[2]["val_accuracy"])
     return folder, config
 
 
 # Prediction ------------------------------------------------------------------------------
+
+
+def takes_flips(args, config):
+    """Whether each picture's mirror image is looked at too: --flips, or as the run's recipe says."""
+    return config["arguments"].get("flips", False) if args.flips is None else args.flips
 
 
 def predict_network(args, dataset, folder, config):
@@ -117,12 +163,13 @@ def predict_network(args, dataset, folder, config):
     dataset, images, skipped = load_images(
         dataset, ("test",), config["arguments"]["image_size"], args.cache, args.skip_unreadable
     )
+    flips = takes_flips(args, config)
     split = dataset.splits["test"]
     source = batches(images["test"], split.labels, args.batch_size)
     predictions = {}
     for index in progress(range(len(source)), "testing"):
         inputs, _ = source[index]
-        probabilities = np.asarray(model.predict_on_batch(inputs))
+        probabilities = probabilities_of(model, inputs, flips)
         predictions.update(zip(split.files[source.rows(index)].tolist(), probabilities))
     return predictions, skipped
 
@@ -147,8 +194,7 @@ def predict_forest(args, dataset, folder, config):
             f"The features in {features} are not those that {folder} was fitted on; fit it anew."
         )
     x, _, files = load_features(features, dataset, "test", row["layers"])
-    probabilities = np.zeros((len(files), len(dataset.labels)), "float32")
-    probabilities[:, pipeline.classes_] = pipeline.predict_proba(x)
+    probabilities = pipeline_probabilities(pipeline, x, len(dataset.labels))
     skipped = sorted(set(dataset.splits["test"].files.tolist()) - set(files.tolist()))
     return dict(zip(files.tolist(), probabilities)), skipped
 
@@ -196,7 +242,7 @@ def evaluate(dataset, predictions):
                 "accuracy": accuracy_score(true[museums == museum], predicted[museums == museum]),
                 "support": int((museums == museum).sum()),
             }
-            for museum in np.unique(museums)
+            for museum in np.unique(museums[museums != ""])
         },
         "confusion_matrix": confusion_matrix(true, predicted, labels=classes).tolist(),
     }
@@ -210,36 +256,38 @@ def print_report(figures, dataset):
     def cells(row):
         return [f"{row[key]:.2f}" for key in keys[:3]] + [f"{row['support']:.0f}"]
 
+    def study(figure):
+        return () if dataset.in_folders else (figure,)
+
     official = len(dataset.labels) == len(TEST_F1)
     rows = []
     for index, label in enumerate(dataset.labels):
-        study = f"{TEST_F1[index]:.2f}" if official else "-"
-        rows.append((label, *cells(figures["classes"][label]), study))
+        figure = f"{TEST_F1[index]:.2f}" if official else "-"
+        rows.append((label, *cells(figures["classes"][label]), *study(figure)))
     for name in ("macro avg", "weighted avg"):
-        rows.append((name, *cells(figures[name]), f"{TEST_FIGURES[name]['f1-score']:.2f}"))
-    print_table(("medium", *keys, "study's f1, MAMe"), rows)
+        rows.append((name, *cells(figures[name]), *study(f"{TEST_FIGURES[name]['f1-score']:.2f}")))
+    print_table(("class" if dataset.in_folders else "medium", *keys, *study("study's f1, MAMe")), rows)
     print()
     rows = [
-        (f"museum: {museum}", percent(row["accuracy"]), "-", row["support"])
+        (f"museum: {museum}", percent(row["accuracy"]), *study("-"), row["support"])
         for museum, row in figures["museums"].items()
     ]
     total = figures["images"]
-    rows.append(("accuracy", percent(figures["accuracy"]), percent(TEST_FIGURES["accuracy"]), total))
-    rows.append(("balanced accuracy", percent(figures["balanced_accuracy"]), "-", total))
-    rows.append((f"top-{TOP} accuracy", percent(figures[f"top_{TOP}_accuracy"]), "-", total))
-    print_table(("", "ours", "study, MAMe", "images"), rows)
+    rows.append(
+        ("accuracy", percent(figures["accuracy"]), *study(percent(TEST_FIGURES["accuracy"])), total)
+    )
+    rows.append(("balanced accuracy", percent(figures["balanced_accuracy"]), *study("-"), total))
+    rows.append((f"top-{TOP} accuracy", percent(figures[f"top_{TOP}_accuracy"]), *study("-"), total))
+    print_table(("", "ours", *study("study, MAMe"), "images"), rows)
 
 
 def write_report(out, run, dataset, evaluated, skipped):
     """Write metrics.json, predictions.csv and confusion_matrix.png into the folder `out`."""
     figures, files, true, probabilities, museums = evaluated
-    ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     rows = []
     for number, file in enumerate(files):
         row = {"file": file, "museum": museums[number], "true": dataset.labels[true[number]]}
-        for rank, index in enumerate(ranked[number], 1):
-            row[f"predicted_{rank}"] = dataset.labels[index]
-            row[f"probability_{rank}"] = f"{probabilities[number, index]:.6f}"
+        row |= ranking_row(ranking(probabilities[number], dataset.labels))
         rows.append({**row, "dataset": dataset.name})
     write_csv(out / "predictions.csv", rows)
     title = f"{run.name}, test: {percent(figures['accuracy'])} of {figures['images']} images"
@@ -249,12 +297,135 @@ def write_report(out, run, dataset, evaluated, skipped):
     write_json(out / "metrics.json", {**about, **figures})
 
 
+# Explanation -----------------------------------------------------------------------------
+
+
+def explain_test(out, run, dataset, config, evaluated):
+    """Draw the most confident mistakes of the test split, and why, into the folder `out`."""
+    from explain import plot_gallery
+
+    figures, files, true, probabilities, _ = evaluated
+    predicted = probabilities.argmax(axis=1)
+    confidence = probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != true)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    if len(wrong):
+        mistakes = [
+            (
+                dataset.image_folder / files[row],
+                dataset.labels[true[row]],
+                dataset.labels[predicted[row]],
+                confidence[row],
+            )
+            for row in wrong
+        ]
+        title = f"{run.name}: the most confident of its {len(wrong)} mistakes on {len(files)} test images"
+        drawn = plot_gallery(out / "gallery.png", mistakes, title, dataset.notice)
+        print(f"{drawn} mistakes drawn in {out}/gallery.png")
+    if (run / "pipeline.skops").exists():
+        explain_layers(out, run, config, dataset.notice)
+        return
+    from explain import GALLERY_COLUMNS, GALLERY_ROWS
+
+    chosen = wrong[: GALLERY_ROWS * GALLERY_COLUMNS]
+    size, model = config["arguments"]["image_size"], load_model(run)
+    paths = [dataset.image_folder / files[row] for row in chosen]
+    images = np.array([decode_image(path, size) for path in paths], "uint8")
+    rankings = [ranking(probabilities[row], dataset.labels) for row in chosen]
+    explain_pictures(out / "explained", model, paths, images, rankings, dataset.notice)
+
+
+def explain_layers(out, run, config, notice):
+    """Draw the importance of each layer for a forest or a linear classifier."""
+    from explain import layer_importance, plot_importance
+
+    layers = read_json(run / "metrics.json")["layers"]
+    shares = layer_importance(load_pipeline(run / "pipeline.skops"), config["features"]["layers"], layers)
+    title = f"{run.name}: which layers it relies on"
+    plot_importance(out / "layer_importance.png", *shares, title, notice)
+    print(f"The importance of each layer is drawn in {out}/layer_importance.png")
+
+
+def explain_pictures(out, model, paths, images, rankings, notice, first=1):
+    """Draw Grad-CAM of each picture into the folder `out`, numbered from `first`."""
+    from explain import grad_cam, plot_explanation
+
+    if not len(paths):
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    maps = np.concatenate([grad_cam(model, images[n : n + 32]) for n in range(0, len(images), 32)])
+    drawn = progress(zip(paths, maps, rankings), "drawing", len(paths), " pictures")
+    for number, (path, heat, ranked) in enumerate(drawn, first):
+        plot_explanation(out / f"{number:04d}-{path.stem}.png", path, heat, ranked, notice)
+
+
+# Any pictures ----------------------------------------------------------------------------
+
+
+def predict(args, runs):
+    """Say what the pictures of --predict are; with --explain draw why."""
+    dataset = load_dataset(args.data, args.seed) if args.data else None
+    chosen = choose_run(args, runs, dataset)
+    if chosen is None:
+        raise BadInput(
+            f"There is no finished run in {args.runs}/ that could predict; "
+            "make one with `python finetune.py`, or name one with --run."
+        )
+    folder, config = chosen
+    about, arguments = config["dataset"], config["arguments"]
+    print_notice(about["notice"])
+    files = list_pictures(args.predict)
+    validation = percent(read_json(folder / "metrics.json")["val_accuracy"])
+    print(
+        f"{folder}, trained on {about['name']} (val accuracy {validation}), says of {len(files)} pictures:"
+    )
+    pipeline = (folder / "pipeline.skops").exists()
+    size = config["features"]["image_size"] if pipeline else arguments["image_size"]
+    classify, model = load_classifier(folder, config, takes_flips(args, config))
+    out = Path(args.out) if args.out else new_folder(folder / "predicted")
+    if (out / "predictions.jsonl").exists():
+        raise BadInput(f"{out} holds predictions already; name a new folder with --out.")
+    rankings, unreadable = {}, {}
+    with locked(out / LOCK):
+        batch_size = args.batch_size or arguments["batch_size"]
+        for good, images, probabilities, bad in predict_files(files, classify, size, batch_size):
+            found = [ranking(row, config["labels"]) for row in probabilities]
+            if args.explain and not pipeline:
+                place = out / "explained"
+                explain_pictures(place, model, good, images, found, about["notice"], len(rankings) + 1)
+            rankings |= dict(zip(good, found))
+            unreadable |= bad
+        write_predictions(out, folder, about["name"], rankings, unreadable)
+    print()
+    print_predictions(rankings, unreadable)
+    print()
+    if args.explain and pipeline:
+        print("Grad-CAM is of networks; for this classifier there is the importance of its layers.")
+        explain_layers(out, folder, config, about["notice"])
+    print_notice(about["notice"])
+    if not rankings:
+        raise BadInput(f"None of the {len(files)} pictures could be read (see above).")
+    explained = ", explained/*.png" * (args.explain and not pipeline)
+    print(f"Results: {out}/ (predictions.csv, predictions.jsonl{explained})")
+    if not args.explain:
+        print(f"Next: python test_model.py --run {folder} --predict {args.predict[0]} --explain")
+
+
+def new_folder(path):
+    """`path`, or the first of path-2, path-3 ... that is not there yet."""
+    names = (path.with_name(f"{path.name}-{n}") if n > 1 else path for n in count(1))
+    return next(folder for folder in names if not folder.exists())
+
+
 def main(argv=None):
     args = parse_args(argv)
     runs = finished_runs(args.runs)
+    if args.predict:
+        predict(args, runs)
+        return
     if args.run and args.data is None and (Path(args.run) / "config.json").exists():
         args.data = read_json(Path(args.run) / "config.json")["dataset"]["folder"]
-    dataset = load_dataset(args.data)
+    dataset = load_dataset(args.data, args.seed)
     args.batch_size = args.batch_size or dataset.defaults["batch_size"]
     print_notice(dataset.notice)
     print_runs(runs, dataset)
@@ -283,12 +454,15 @@ def main(argv=None):
     out = Path(args.out) if args.out else folder / ("test" if same else f"test-{dataset.fingerprint[:8]}")
     with locked(out / LOCK):
         write_report(out, folder, dataset, evaluated, skipped)
+        if args.explain:
+            explain_test(out, folder, dataset, config, evaluated)
     print()
     print_report(evaluated[0], dataset)
     print()
     print_notice(dataset.notice)
     print(f"Results: {out}/ (metrics.json, predictions.csv, confusion_matrix.png)")
-    print("Next: open the confusion matrix: which mediums are taken for which?")
+    explain = "" if args.explain else f", and python test_model.py --run {folder} --explain shows why"
+    print(f"Next: open the confusion matrix: which classes are taken for which{explain}")
 
 
 if __name__ == "__main__":
