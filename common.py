@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distribution import add_distribution_arguments, current_share, feeds_whole_batches
 from files import BadInput, read_json
 from study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, HEADS
 
@@ -87,8 +88,9 @@ def parse_arguments(parser, argv):
     return argparse.Namespace(**vars(args) | config["arguments"] | {"resume": args.resume})
 
 
-def add_precision_argument(group):
-    """--precision, for the scripts that build a network; a run's own is kept in its files."""
+def add_compute_arguments(group, workers=False):
+    """--precision and --devices, for the scripts that build a network; --workers where it is trained."""
+    add_distribution_arguments(group, positive, workers)
     group.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
@@ -155,11 +157,13 @@ def _batches_class():
     import keras
 
     class Batches(keras.utils.PyDataset):
-        def __init__(self, inputs, labels, batch_size, seed, augment, preprocess, epoch, classes, mixup):
+        def __init__(
+            self, inputs, labels, batch_size, seed, augment, preprocess, epoch, classes, mixup, share
+        ):
             super().__init__(workers=min(4, os.cpu_count()), max_queue_size=8)
             self.inputs, self.labels, self.batch_size = inputs, labels, batch_size
             self.seed, self.augment, self.preprocess, self.epoch = seed, augment, preprocess, epoch
-            self.classes, self.mixup = classes, mixup
+            self.classes, self.mixup, self.share = classes, mixup, share
 
         def __len__(self):
             return -(-len(self.labels) // self.batch_size)
@@ -173,6 +177,8 @@ def _batches_class():
 
         def __getitem__(self, index):
             rows = self.rows(index)
+            count = len(rows)
+            rows = np.resize(rows, count + -count % self.share.replicas)  # repeats the first ones
             x = self.inputs[rows].astype("float32")  # a copy: preprocess_input writes into it
             if self.augment:
                 x = augment_images(x, rows, self.seed, self.epoch, self.augment)
@@ -183,7 +189,15 @@ def _batches_class():
                 y = np.eye(self.classes, dtype="float32")[y]
             if self.mixup:
                 x, y = mix_up(x, y, self.mixup, [self.seed, self.epoch, index, 0])
-            return x, y
+            if self.share.replicas == 1:
+                return x, y
+            counts = (np.arange(len(rows)) < count).astype("float32")  # those repeated count nothing
+            if self.seed is not None:  # in training the loss is a mean over all rows: keep its size
+                counts *= len(rows) / count
+            if feeds_whole_batches():
+                return x, y, counts
+            parts = (np.array_split(part, self.share.workers) for part in (x, y, counts))
+            return tuple(part[self.share.worker] for part in parts)
 
         def on_epoch_end(self):
             self.epoch += 1
@@ -201,10 +215,12 @@ def batches(
     augment: ranges (study.AUGMENTATION) of a new transformation for each image by (seed, epoch, row).
     epoch: the first one. classes: give the labels as float32 (b, classes), one 1 a row. mixup: mix each
     image and label with another of the batch (see `mix_up`).
-    Each item is (float32 (b, ...), int64 (b,)); the last batch holds what is left over.
+    Each item is (float32 (b, ...), int64 (b,)); the last batch holds what is left over. On several devices
+    a third part, float32 (b,), gives the rows' weights: the batch is filled up with rows of weight 0 to
+    what the devices share out evenly.
     """
     settings = (inputs, labels, batch_size, seed, augment, preprocess, epoch, classes, mixup)
-    return _batches_class()(*settings)
+    return _batches_class()(*settings, current_share())
 
 
 def mix_up(x, y, alpha, seed):
@@ -223,7 +239,15 @@ def outputs_of(model, images, batch_size):
     Not compiled with XLA: on a CPU that is slower (benchmarks/README.md).
     """
     source = batches(images, np.zeros(len(images), "int64"), batch_size)
-    return lambda start, stop: np.asarray(model.predict_on_batch(source[start // batch_size][0]), "float32")
+    if source.share.replicas == 1:
+        predict = model.predict_on_batch
+    else:  # that would not share the batch out
+        predict = functools.partial(model.predict, batch_size=batch_size, verbose=0)
+
+    def produce(start, stop):
+        return np.asarray(predict(source[start // batch_size][0]), "float32")[: stop - start]
+
+    return produce
 
 
 def probabilities_of(model, x, flips=False):

@@ -14,7 +14,7 @@ its positions, the dense layers as they are (STUDY, "Feature extraction").
 import argparse
 from pathlib import Path
 
-from common import add_shared_arguments, import_keras, resolve_arguments
+from common import add_shared_arguments, resolve_arguments
 from dataset import SPLITS, load_dataset
 from features import add_feature_arguments, extract_features, features_folder, resolve_model
 from files import BadInput, read_json
@@ -48,8 +48,6 @@ def main(argv=None):
     print_configuration(args, dataset, "extract_features.py")
 
     folder = Path(args.out) if args.out else features_folder(args, dataset, args.layers)
-    if not all((folder / f"{split}.npy").exists() for split in splits) or args.out:
-        import_keras()
     extract_features(args, dataset, args.layers, splits, folder, check=bool(args.out))
 
     print_notice(dataset.notice)

@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from common import (
-    add_precision_argument,
+    add_compute_arguments,
     build_model,
     convolutions,
     feature_layers,
+    import_keras,
     outputs_of,
     pooled_model,
     select_layers,
 )
 from dataset import load_images, supports
+from distribution import distributed
 from files import (
     BadInput,
     check_file,
@@ -47,7 +49,7 @@ def add_feature_arguments(group):
         help="imagenet or none (the original VGG16, trained or drawn anew), a run, a .keras file or an "
         "official Keras .h5 (default: the dataset's; MAMe imagenet, demo none)",
     )
-    add_precision_argument(group)
+    add_compute_arguments(group)
 
 
 def resolve_model(args, dataset):
@@ -118,37 +120,40 @@ def extract_features(args, dataset, layers, splits, folder, check=False):
     missing = missing_features(folder, splits)
     if not missing and not check:
         return
-    model = with_precision(feature_source(args, layers), args.precision)
-    names = feature_layers(model, layers)
-    pooled, columns = pooled_model(model, names)
-    dataset, images, _ = load_images(dataset, missing, args.image_size, args.cache, args.skip_unreadable)
-    notes = {
-        "model": str(args.model),
-        "seed": args.seed,
-        "image_size": args.image_size,
-        "precision": args.precision,
-        "weights_sha256": weights_digest(model, names),
-        "layers": columns,
-        "dataset": describe_dataset(dataset),
-        "versions": describe_versions(),
-    }
-    with locked(folder / LOCK):
-        if (folder / "features.json").exists():
-            check_same(read_json(folder / "features.json"), notes, folder)
-        else:
-            write_json(folder / "features.json", notes)
-        width = pooled.output_shape[-1]
-        for split in missing_features(folder, missing):  # less where another process made them
-            rows = dataset.splits[split]
-            lines = [
-                {"file": file, "label": label, "medium": dataset.labels[label], "dataset": dataset.name}
-                for file, label in zip(rows.files, rows.labels)
-            ]
-            write_csv(folder / f"{split}.csv", lines)  # first: the .npy says that the split is whole
-            path, shape = folder / f"{split}.npy", (len(rows.files), width)
-            produce = outputs_of(pooled, images[split], args.batch_size)
-            make_array(path, shape, "float32", produce, args.batch_size, f"the {split} features")
-            print(f"  {path}: {shape[0]} images, {shape[1]} features", flush=True)
+    with distributed(import_keras(), args):
+        model = with_precision(feature_source(args, layers), args.precision)
+        names = feature_layers(model, layers)
+        pooled, columns = pooled_model(model, names)
+        dataset, images, _ = load_images(
+            dataset, missing, args.image_size, args.cache, args.skip_unreadable
+        )
+        notes = {
+            "model": str(args.model),
+            "seed": args.seed,
+            "image_size": args.image_size,
+            "precision": args.precision,
+            "weights_sha256": weights_digest(model, names),
+            "layers": columns,
+            "dataset": describe_dataset(dataset),
+            "versions": describe_versions(),
+        }
+        with locked(folder / LOCK):
+            if (folder / "features.json").exists():
+                check_same(read_json(folder / "features.json"), notes, folder)
+            else:
+                write_json(folder / "features.json", notes)
+            width = pooled.output_shape[-1]
+            for split in missing_features(folder, missing):  # less where another process made them
+                rows = dataset.splits[split]
+                lines = [
+                    {"file": file, "label": label, "medium": dataset.labels[label], "dataset": dataset.name}
+                    for file, label in zip(rows.files, rows.labels)
+                ]
+                write_csv(folder / f"{split}.csv", lines)  # first: the .npy says that the split is whole
+                path, shape = folder / f"{split}.npy", (len(rows.files), width)
+                produce = outputs_of(pooled, images[split], args.batch_size)
+                make_array(path, shape, "float32", produce, args.batch_size, f"the {split} features")
+                print(f"  {path}: {shape[0]} images, {shape[1]} features", flush=True)
 
 
 def missing_features(folder, splits):

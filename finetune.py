@@ -23,6 +23,7 @@ from common import (
     resolve_arguments,
 )
 from dataset import load_dataset, load_images
+from distribution import distributed
 from files import BadInput
 from recipes import add_recipe_arguments, apply_recipe, fine_tuning_rows, ingredients
 from record import print_configuration, run_script, start_run
@@ -94,28 +95,33 @@ def main(argv=None):
     dataset = load_dataset(args.data, args.seed)
     resolve_arguments(args, dataset)
     keras = import_keras()
-    keras.utils.set_random_seed(args.seed)
-    print_configuration(args, dataset, "finetune.py")
+    with distributed(keras, args) as share:
+        keras.utils.set_random_seed(args.seed)
+        print_configuration(args, dataset, "finetune.py")
 
-    model = build_model(args.image_size, len(dataset.labels), args.head, args.l2, "vgg16_" + dataset.name)
-    load_weights(model, args.weights, args.seed)
-    model = with_precision(model, args.precision)
-    dataset, images, skipped = load_images(
-        dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
-    )
-    steps = plan_steps(args)
-    strategy = (
-        "strong-" * (args.recipe == "strong")
-        + args.unfreeze
-        + "-augment" * args.augment
-        + "-final-augment" * args.final_augment
-    )
-    study = fine_tuning_rows(vars(args))
-    decisive = {"steps": steps, "weights_sha256": weights_digest(model, convolutions(model))}
-    with start_run(args, dataset, f"finetune-{args.head}-{strategy}", skipped, **decisive) as run:
-        history = train_steps(model, steps, dataset, images, args, run)
-        finish_training(run, dataset, history, study)
-    print(f"Next: python test_model.py --run {run}")
+        model = build_model(
+            args.image_size, len(dataset.labels), args.head, args.l2, "vgg16_" + dataset.name
+        )
+        load_weights(model, args.weights, args.seed)
+        model = with_precision(model, args.precision)
+        dataset, images, skipped = load_images(
+            dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
+        )
+        steps = plan_steps(args)
+        strategy = (
+            "strong-" * (args.recipe == "strong")
+            + args.unfreeze
+            + "-augment" * args.augment
+            + "-final-augment" * args.final_augment
+        )
+        study = fine_tuning_rows(vars(args))
+        decisive = {"steps": steps, "weights_sha256": weights_digest(model, convolutions(model))}
+        with start_run(
+            args, dataset, f"finetune-{args.head}-{strategy}", skipped, share, **decisive
+        ) as run:
+            history = train_steps(model, steps, dataset, images, args, run)
+            finish_training(run, dataset, history, study)
+        print(f"Next: python test_model.py --run {run}")
 
 
 if __name__ == "__main__":

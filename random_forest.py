@@ -24,7 +24,6 @@ import numpy as np
 from common import (
     add_shared_arguments,
     discretise,
-    import_keras,
     parse_arguments,
     positive,
     positive_float,
@@ -106,7 +105,6 @@ def find_features(args, dataset):
     layers = "conv" if args.model == "imagenet" and args.image_size != 224 else "all"
     folder = features_folder(args, dataset, layers)
     if not all((folder / f"{split}.npy").exists() for split in ("train", "val")):
-        import_keras()
         print(f"Extracting the features into {folder}/", flush=True)
     extract_features(args, dataset, layers, ("train", "val"), folder)
     return folder

@@ -36,7 +36,7 @@ RECIPES = {
         "augmentation": "light",
         "optimizer": "adamw",
         "schedule": "cosine",
-        "fine_tune_learning_rate": 1e-4,
+        "fine_tune_learning_rate": 3e-5,
         "label_smoothing": 0.1,
         "mixup": 0.2,
         "average_weights": True,

@@ -5,16 +5,20 @@ import io
 import json
 import os
 import platform
+import shutil
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
+from distribution import Share, WorkerLost
 from files import BadInput, read_json, write_atomically, write_json
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
+RESUME = "resume"  # in a run's folder: what it goes on from, where it is interrupted
 LOCK = ".lock"  # in a folder that one process at a time may write to
 UNFINISHED = (LOCK, "config.json.part")  # what a run leaves that was killed before it began
 
@@ -26,6 +30,9 @@ def run_script(main):
     script = Path(sys.argv[0]).name
     try:
         main()
+    except WorkerLost as error:
+        report_failure(f"{script}: error: {error}.", 2)
+        os._exit(2)  # an engine would wait for that worker at exit
     except BadInput as error:
         sys.exit(report_failure(f"{script}: error: {error}", 2))
     except OSError as error:
@@ -106,12 +113,14 @@ def describe_versions():
 
 
 @contextlib.contextmanager
-def start_run(args, dataset, name, skipped, **more):
+def start_run(args, dataset, name, skipped, share=Share(), **more):  # noqa: B008, it never changes
     """The folder of a run, held by this process alone until the `with` block ends.
 
     A new folder with its config.json, or that of an interrupted run with the same settings, on the same
     data: the one that --resume or --out names, else runs/<name>, <name>-2 ... No finished run is touched.
-    more: what else decides the run's figures. BadInput where the folder named is of no use.
+    share: of several workers the first records the run; the others get a folder that is thrown away, with
+    what they go on from. more: what else decides the run's figures. BadInput where the folder named is of
+    no use.
     """
     config = {
         "script": Path(sys.argv[0]).name,
@@ -125,6 +134,16 @@ def start_run(args, dataset, name, skipped, **more):
     named = getattr(args, "resume", None) or args.out
     numbered = (f"{dataset.name}-{name}-{n}" if n > 1 else f"{dataset.name}-{name}" for n in count(1))
     candidates = [Path(named)] if named else (Path("runs") / folder for folder in numbered)
+    if share.worker:
+        run = next((run for run in candidates if not why_not(run, config)), Path(named or "."))
+        print(
+            f"Worker {share.worker} of {share.workers}; worker 0 prints and records this run.", flush=True
+        )
+        sys.stdout = open(os.devnull, "w")
+        with tempfile.TemporaryDirectory() as folder:
+            copy_state(run, Path(folder))
+            yield Path(folder)
+        return
     lock, run = claim_folder(candidates, config)
     try:
         if (run / "config.json").exists():
@@ -135,6 +154,18 @@ def start_run(args, dataset, name, skipped, **more):
         yield run
     finally:
         lock.release()
+
+
+def copy_state(run, folder):
+    """Copy what an interrupted run goes on from, if it is one: its state and what that names."""
+    state = run / RESUME / "state.json"
+    if state.exists():
+        (folder / RESUME).mkdir()
+        content = state.read_text(encoding="utf-8")
+        (folder / RESUME / "state.json").write_text(content, encoding="utf-8")
+        for path in state.parent.glob("*.weights.h5"):
+            if path.name in content or path.name.startswith("best-"):
+                shutil.copy(path, folder / RESUME)
 
 
 def claim_folder(candidates, config):

@@ -183,9 +183,8 @@ def predict_forest(args, dataset, folder, config):
     settings = {"image_size": config["features"]["image_size"], "seed": config["features"]["seed"]}
     settings["precision"] = config["features"]["precision"]
     settings |= {"model": config["features"]["model"], "batch_size": args.batch_size}
-    settings |= {"cache": args.cache, "skip_unreadable": args.skip_unreadable}
+    settings |= {"devices": None, "cache": args.cache, "skip_unreadable": args.skip_unreadable}
     if not (features / "test.npy").exists():
-        import_keras()
         print(f"Extracting the features of the test split into {features}/", flush=True)
     extract_features(Namespace(**settings), dataset, layers, ("test",), features)
     notes = read_json(features / "features.json")
@@ -281,7 +280,7 @@ def print_report(figures, dataset):
     print_table(("", "ours", *study("study, MAMe"), "images"), rows)
 
 
-def write_report(out, run, dataset, evaluated, skipped):
+def write_report(out, run, dataset, evaluated, skipped, flips):
     """Write metrics.json, predictions.csv and confusion_matrix.png into the folder `out`."""
     figures, files, true, probabilities, museums = evaluated
     rows = []
@@ -294,6 +293,7 @@ def write_report(out, run, dataset, evaluated, skipped):
     counts = np.array(figures["confusion_matrix"])
     plot_confusion(counts, dataset.labels, out / "confusion_matrix.png", title, dataset.notice)
     about = {"run": run.name, "dataset": describe_dataset(dataset), "skipped_images": skipped}
+    about["flips"] = flips
     write_json(out / "metrics.json", {**about, **figures})
 
 
@@ -453,7 +453,7 @@ def main(argv=None):
     same = config["dataset"]["fingerprint"] == dataset.fingerprint
     out = Path(args.out) if args.out else folder / ("test" if same else f"test-{dataset.fingerprint[:8]}")
     with locked(out / LOCK):
-        write_report(out, folder, dataset, evaluated, skipped)
+        write_report(out, folder, dataset, evaluated, skipped, not forest and takes_flips(args, config))
         if args.explain:
             explain_test(out, folder, dataset, config, evaluated)
     print()

@@ -19,6 +19,7 @@ from common import (
     resolve_arguments,
 )
 from dataset import load_dataset, load_images
+from distribution import distributed
 from record import print_configuration, run_script, start_run
 from study import ALL_BLOCKS
 from training import add_training_arguments, check_tensorboard, finish_training, train_steps
@@ -49,23 +50,26 @@ def main(argv=None):
     dataset = load_dataset(args.data, args.seed)
     resolve_arguments(args, dataset)
     keras = import_keras()
-    keras.utils.set_random_seed(args.seed)
-    print_configuration(args, dataset, "train_pretrained.py")
+    with distributed(keras, args) as share:
+        keras.utils.set_random_seed(args.seed)
+        print_configuration(args, dataset, "train_pretrained.py")
 
-    model = build_model(args.image_size, len(dataset.labels), args.top, name="vgg16_" + dataset.name)
-    load_weights(model, args.weights, args.seed)
-    model = with_precision(model, args.precision)
-    dataset, images, skipped = load_images(
-        dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
-    )
-    step = {"name": "all", "blocks": ALL_BLOCKS, "augment": args.augment}
-    step |= {"learning_rate": args.pretrain_learning_rate, "epochs": args.pretrain_epochs}
-    name = f"pretrained-{args.top}" + "-augment" * args.augment
-    decisive = {"steps": [step], "weights_sha256": weights_digest(model, convolutions(model))}
-    with start_run(args, dataset, name, skipped, **decisive) as run:
-        history = train_steps(model, [step], dataset, images, args, run)
-        finish_training(run, dataset, history, study=[])
-    print(f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}")
+        model = build_model(args.image_size, len(dataset.labels), args.top, name="vgg16_" + dataset.name)
+        load_weights(model, args.weights, args.seed)
+        model = with_precision(model, args.precision)
+        dataset, images, skipped = load_images(
+            dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
+        )
+        step = {"name": "all", "blocks": ALL_BLOCKS, "augment": args.augment}
+        step |= {"learning_rate": args.pretrain_learning_rate, "epochs": args.pretrain_epochs}
+        name = f"pretrained-{args.top}" + "-augment" * args.augment
+        decisive = {"steps": [step], "weights_sha256": weights_digest(model, convolutions(model))}
+        with start_run(args, dataset, name, skipped, share, **decisive) as run:
+            history = train_steps(model, [step], dataset, images, args, run)
+            finish_training(run, dataset, history, study=[])
+        print(
+            f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}"
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common import (
-    add_precision_argument,
+    add_compute_arguments,
     batches,
     convolutions,
     outputs_of,
@@ -19,6 +19,7 @@ from common import (
     split_model,
     training_callbacks,
 )
+from distribution import current_share, watching_workers
 from files import (
     BadInput,
     check_space,
@@ -31,7 +32,7 @@ from files import (
     write_json,
 )
 from recipes import LIGHT_AUGMENTATION, new_optimizer
-from record import percent, plot_curves, print_notice, print_table
+from record import RESUME, percent, plot_curves, print_notice, print_table
 from study import AUGMENTATION
 from weights import random_state, set_random_state, weights_digest
 
@@ -58,7 +59,7 @@ def add_training_arguments(parser, kind):
     )
     rate = {"type": positive_float, "metavar": "LR"}
     epochs = {"type": positive, "metavar": "N"}
-    add_precision_argument(group)
+    add_compute_arguments(group, workers=True)
     group.add_argument(
         "--cache-dtype",
         choices=("float32", "float16"),
@@ -98,7 +99,6 @@ def check_tensorboard(args):
 # What an interrupted run goes on from: RUN/resume/state.json, written after each epoch and each step.
 # It names the weights files that belong to it; those are written before it and removed after it, so
 # that whatever it names is whole at any moment.
-RESUME = "resume"
 
 
 def read_state(folder):
@@ -218,6 +218,8 @@ def train_step(
                 )
                 for split in labels
             }
+    share = current_share()
+    synchronise(trained, share.replicas > 1)
     smoothing, mixup = step.get("label_smoothing", 0), step.get("mixup", 0)
     classes = model.output_shape[-1] if smoothing or mixup else None
     train = batches(
@@ -242,7 +244,8 @@ def train_step(
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
         if classes
         else "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+        # where batches are filled up, what fills them has no weight
+        **{"weighted_metrics" if share.replicas > 1 else "metrics": ["accuracy"]},
     )
     done = rows_of_step(state["history"], state["step"]) if state else []
     rows = [{key: row[key] for key in FIGURES} for row in done]
@@ -259,24 +262,39 @@ def train_step(
         on_epoch_end(trained, rows[-1])
 
     if len(done) < step["epochs"] and not (state and state["stopped"]):
-        trained.fit(
-            train,
-            validation_data=val,
-            initial_epoch=len(done),
-            epochs=step["epochs"],
-            shuffle=False,  # `batches` shuffles by seed and epoch; Keras would shuffle batches on top
-            callbacks=training_callbacks(
-                folder / "best-{epoch}.weights.h5", record, done, average_weights, tensorboard
-            ),
-            verbose=1 if sys.stdout.isatty() else 2,
-        )
+        with watching_workers(share):
+            trained.fit(
+                train,
+                validation_data=val,
+                initial_epoch=len(done),
+                epochs=step["epochs"],
+                shuffle=False,  # `batches` shuffles by seed and epoch; Keras would shuffle batches on top
+                callbacks=training_callbacks(
+                    folder / "best-{epoch}.weights.h5", record, done, average_weights, tensorboard
+                ),
+                verbose=1 if sys.stdout.isatty() else 2,
+            )
     trained.load_weights(folder / best_name(rows))
+    synchronise(trained, False)
+
+
+def synchronise(model, over_devices):
+    """Have batch normalisation take the statistics of the whole batch, over all devices.
+
+    On JAX it always does; on TensorFlow each device would take those of its own part.
+    """
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = over_devices and keras.backend.backend() == "tensorflow"
 
 
 def cache_boundary(step, args):
     """The last layer whose output never changes in a step, or None where nothing is to be kept."""
     mixed = step["augment"] or step.get("mixup")
-    if mixed or args.cache == "none" or "block1" in step["blocks"]:
+    alone = current_share().workers == 1  # several would wait for each other's part of the array
+    if mixed or not alone or args.cache == "none" or "block1" in step["blocks"]:
         return None
     frozen = 5 - len(step["blocks"])  # a strategy unfreezes the last blocks
     return f"block{frozen}_pool"

@@ -103,6 +103,26 @@ def workdir(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def runs(tiny, stored_features, tmp_path_factory):
+    """A working folder with one network's and one forest's run; read only."""
+    folder = tmp_path_factory.mktemp("work")
+    shutil.copytree(stored_features, folder / "features" / stored_features.name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        call_script("random_forest", "--data", tiny, "--trees", "12")
+        call_script("finetune", "--data", tiny, "--epochs", "2", "--head", "i")
+        shutil.rmtree(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def in_runs(runs, workdir):
+    shutil.copytree(runs, workdir, dirs_exist_ok=True)
+    # runs name their dataset and features by path, as they were made
+    return workdir
+
+
 @pytest.fixture
 def shared():
     """The folder with real metadata and photographs; skips the test where it is missing."""

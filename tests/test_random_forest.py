@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from conftest import write_checksum
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.pipeline import Pipeline
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 import random_forest
+from common import discretise
 from dataset import BadInput, load_dataset
 from features import check_trees, load_features, load_pipeline, save_pipeline
+from study import FOREST_LAYERS
 
 
 @pytest.fixture
@@ -81,6 +85,39 @@ def test_a_run_leaves_its_record(tiny, workdir, features, script, capsys):
     assert (run / "confusion_val.png").read_bytes().startswith(b"\x89PNG")
     pipeline = load_pipeline(run / "pipeline.skops")
     np.testing.assert_array_equal(pipeline.predict(x_val), alone.predict(x_val))
+
+
+@pytest.mark.parametrize("discretize", [False, True])
+def test_the_linear_classifier_is_scikit_learns_on_standardised_features(
+    tiny, workdir, features, script, capsys, discretize
+):
+    flags = ["--discretize"] * discretize
+    script("random_forest", "--data", tiny, "--classifier", "linear", "--c", "0.01", *flags)
+    run = only_run(workdir)
+    assert run.name == "tiny-linear-none-all-c0.01" + "-discretised" * discretize
+    dataset = load_dataset(tiny)
+    (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s, "all") for s in ("train", "val"))
+    steps = [StandardScaler(), FunctionTransformer(discretise)][: 1 + discretize]
+    alone = make_pipeline(*steps, LogisticRegression(C=0.01, max_iter=500)).fit(x, y)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["val_accuracy"] == pytest.approx(alone.score(x_val, y_val))
+    assert metrics["accuracy"] == pytest.approx(alone.score(x, y))
+    assert (metrics["C"], metrics["n_features"]) == (0.01, 12416)
+    pipeline = load_pipeline(run / "pipeline.skops")
+    np.testing.assert_allclose(pipeline.predict_proba(x_val), alone.predict_proba(x_val), atol=1e-5)
+    out = capsys.readouterr().out
+    assert "Fitting a linear classifier on 32 x 12416 features" in out
+    script("test_model", "--run", run, "--data", tiny, "--explain")
+    assert (run / "test" / "layer_importance.png").exists()
+    assert not (run / "test" / "explained").exists()
+
+
+def test_a_linear_grid_goes_over_layers_and_the_embedding(tiny, workdir, features, script):
+    script("random_forest", "--data", tiny, "--classifier", "linear", "--grid")
+    rows = json.loads((only_run(workdir) / "metrics.json").read_text())["forests"]
+    found = {(row["layers"], row["discretize"]) for row in rows}
+    assert len(rows) == 6
+    assert found == {(layers, d) for layers in FOREST_LAYERS for d in (False, True)}
 
 
 def test_the_same_command_gives_the_same_metrics_to_the_byte(tiny, workdir, features, script):

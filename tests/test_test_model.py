@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -11,28 +10,6 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_sc
 
 import test_model as report
 from dataset import BadInput, load_dataset, load_images
-
-
-@pytest.fixture(scope="module")
-def runs(tiny, stored_features, tmp_path_factory):
-    """A working folder with one network's and one forest's run; read only."""
-    from conftest import call_script
-
-    folder = tmp_path_factory.mktemp("work")
-    shutil.copytree(stored_features, folder / "features" / stored_features.name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        call_script("random_forest", "--data", tiny, "--trees", "12")
-        call_script("finetune", "--data", tiny, "--epochs", "2", "--head", "i")
-        shutil.rmtree(folder / "data")
-    return folder
-
-
-@pytest.fixture
-def in_runs(runs, workdir):
-    shutil.copytree(runs, workdir, dirs_exist_ok=True)
-    # runs name their dataset and features by path, as they were made
-    return workdir
 
 
 def read_predictions(folder):

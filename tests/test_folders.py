@@ -1,0 +1,165 @@
+"""folders.py: one's own pictures in folders named after their classes."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset import load_dataset, load_images, supports
+from files import BadInput
+
+CLASSES = ["brick", "linen", "slate"]
+COLOURS = {"brick": (180, 60, 40), "linen": (220, 210, 180), "slate": (70, 80, 90)}
+
+
+def write_picture(path, label, number):
+    noise = np.random.default_rng([number, len(label)]).integers(-40, 40, (40, 48, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((np.array(COLOURS[label]) + noise).clip(0, 255).astype("uint8")).save(path)
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """DIR/CLASS/*: ten pictures a class, some a folder deeper, and files that are no pictures."""
+    root = tmp_path / "walls"
+    for label in CLASSES:
+        for number in range(10):
+            below = root / label / ("2024" if number > 7 else "")
+            write_picture(below / f"{number}.{'JPG' if number % 2 else 'png'}", label, number)
+        (root / label / ".hidden.jpg").write_bytes(b"")
+        (root / label / "notes.txt").write_text("none")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "x.jpg").write_bytes(b"")
+    return root
+
+
+def files_of(dataset):
+    return {split: dataset.splits[split].files.tolist() for split in dataset.splits}
+
+
+def test_classes_are_split_one_by_one_and_recorded(classes, capsys):
+    dataset = load_dataset(classes, seed=5)
+    assert (dataset.labels, dataset.name, dataset.in_folders) == (CLASSES, "walls", True)
+    assert supports(dataset, "train") == dict.fromkeys(CLASSES, 7)
+    assert supports(dataset, "val") == dict.fromkeys(CLASSES, 1)
+    assert supports(dataset, "test") == dict.fromkeys(CLASSES, 2)
+    out = capsys.readouterr().out
+    assert "Split 30 pictures class by class with seed 5" in out
+    assert "3 .txt" in out
+    with open(classes / "split.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["seed"] for row in rows} == {"5"}
+    for split, files in files_of(dataset).items():
+        assert files == sorted(row["file"] for row in rows if row["split"] == split)
+        labels = dataset.splits[split].labels
+        assert [file.split("/")[0] for file in files] == [CLASSES[label] for label in labels]
+    assert "slate/2024/9.JPG" in sum(files_of(dataset).values(), [])
+
+
+def test_the_record_holds_whatever_the_seed_and_new_pictures_join_it(classes, capsys):
+    before = load_dataset(classes, seed=5)
+    capsys.readouterr()
+    assert load_dataset(classes, seed=6).fingerprint == before.fingerprint
+    assert "Split" not in capsys.readouterr().out
+    for number in range(10, 20):
+        write_picture(classes / "linen" / f"{number}.png", "linen", number)
+    after = load_dataset(classes, seed=6)
+    for split, files in files_of(before).items():
+        assert set(files) <= set(files_of(after)[split])  # nothing that was trained on is tested now
+    assert [supports(after, split)["linen"] for split in ("train", "val", "test")] == [14, 2, 4]
+
+
+def test_the_split_follows_the_seed_alone(classes, tmp_path):
+    shutil.copytree(classes, tmp_path / "again" / "walls")
+    shutil.copytree(classes, tmp_path / "other" / "walls")
+    one, again, other = (
+        files_of(load_dataset(path / "walls", seed))
+        for path, seed in ((tmp_path, 1), (tmp_path / "again", 1), (tmp_path / "other", 2))
+    )
+    assert one == again != other
+
+
+def test_folders_of_splits_are_taken_as_they_are(tmp_path, capsys):
+    root = tmp_path / "walls"
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        for label in CLASSES:
+            for number in range(count):
+                write_picture(root / split / label / f"{number}.png", label, number)
+    (root / "defaults.json").write_text(json.dumps({"image_size": 32, "weights": "none"}))
+    dataset, images, _ = load_images(load_dataset(root), ("test",), 32, "none")
+    assert supports(dataset, "test") == dict.fromkeys(CLASSES, 3)
+    assert dataset.splits["test"].files[0] == "test/brick/0.png"
+    assert (dataset.defaults["weights"], dataset.name) == ("none", "walls")
+    found = images["test"][np.arange(9)].mean(axis=(1, 2))
+    expected = np.array([COLOURS[dataset.labels[label]] for label in dataset.splits["test"].labels])
+    assert np.abs(found - expected).max() < 12
+    assert not (root / "split.csv").exists()
+    assert "Split" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_split_is_named(classes):
+    shutil.rmtree(classes / "slate")
+    write_picture(classes / "slate" / "0.png", "slate", 0)
+    with pytest.raises(BadInput, match="'slate' .* has 1 pictures"):
+        load_dataset(classes)
+    shutil.rmtree(classes / "slate")
+    shutil.rmtree(classes / "linen")
+    with pytest.raises(BadInput, match="1 folders with pictures"):
+        load_dataset(classes)
+
+
+def test_a_split_or_a_class_that_is_missing_is_named(tmp_path):
+    for split in ("train", "test"):
+        for label in CLASSES:
+            write_picture(tmp_path / split / label / "0.png", label, 0)
+    with pytest.raises(BadInput, match="none named val"):
+        load_dataset(tmp_path)
+    for label in CLASSES[1:]:
+        write_picture(tmp_path / "val" / label / "0.png", label, 0)
+    with pytest.raises(BadInput, match="'brick' has no picture in the val split"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "file,split\nbrick/0.png,train\n",
+        "file,split,seed\nbrick/0.png,dev,0\n",
+        "file,split,seed\n../brick/0.png,train,0\n",
+        "file,split,seed\nbrick/0.png,train,0\nbrick/0.png,test,0\n",
+    ],
+)
+def test_a_damaged_record_is_refused_and_kept(classes, record):
+    (classes / "split.csv").write_text(record)
+    with pytest.raises(BadInput, match="split.csv, row"):
+        load_dataset(classes)
+    assert (classes / "split.csv").read_text() == record
+
+
+def test_a_picture_that_is_gone_is_named(classes, tmp_path):
+    load_dataset(classes)
+    gone = files_of(load_dataset(classes))["val"][0]
+    (classes / gone).unlink()
+    with pytest.raises(BadInput, match=gone):
+        load_images(load_dataset(classes), ("val",), 32, tmp_path / "cache")
+
+
+def test_from_a_folder_of_photographs_to_a_confusion_matrix(classes, workdir, script, capsys):
+    """The README's path, on a folder that cannot say anything of MAMe."""
+    (classes / "defaults.json").write_text(json.dumps({"image_size": 32, "weights": "none"}))
+    flags = ("--data", classes, "--layers", "block3_conv3", "--classifier", "linear")
+    script("random_forest", *flags)
+    run = "runs/walls-linear-none-block3_conv3-c0.001"
+    script("test_model", "--run", run)
+    out = capsys.readouterr().out
+    assert "The study's rows" not in out
+    assert "museum" not in out
+    assert "MAMe" not in out.split("Testing")[1]
+    metrics = json.loads((workdir / run / "test" / "metrics.json").read_text())
+    assert list(metrics["classes"]) == CLASSES
+    assert metrics["images"] == 6
+    assert metrics["museums"] == {}
+    assert (workdir / run / "test" / "confusion_matrix.png").exists()

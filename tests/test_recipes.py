@@ -1,0 +1,186 @@
+"""recipes.py: the study's recipe, the strong one, and what the strong one is made of."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from test_finetune import make, snapshot, step
+from test_interrupts import Unplugged, assert_same, outcome, unplug_at
+
+import common
+import finetune
+import recipes
+import training
+from files import BadInput
+from study import AUGMENTATION
+
+
+def test_the_studys_recipe_is_what_the_flags_were_before():
+    args = vars(finetune.parse_args([]))
+    for key, value in {
+        "recipe": "study",
+        "head": "iii",
+        "unfreeze": "none",
+        "augment": False,
+        "optimizer": "adam",
+        "fine_tune_learning_rate": None,
+    }.items():
+        assert args[key] == value, key
+    assert recipes.ingredients(finetune.parse_args([]), True) == {}
+    assert len(recipes.fine_tuning_rows(args)) == 2
+
+
+def test_flags_override_the_recipe():
+    strong = vars(finetune.parse_args(["--recipe", "strong"]))
+    assert {key: strong[key] for key in recipes.RECIPES["strong"]} == recipes.RECIPES["strong"]
+    assert recipes.fine_tuning_rows(strong) == []
+    flags = ["--recipe", "strong", "--label-smoothing", "0", "--no-average-weights", "--head", "i"]
+    args = finetune.parse_args(flags)
+    assert (args.label_smoothing, args.average_weights, args.head) == (0, False, "i")
+    with pytest.raises(BadInput, match="--final-augment"):
+        finetune.parse_args(["--recipe", "strong", "--final-augment"])
+    with pytest.raises(SystemExit):
+        finetune.parse_args(["--mixup", "2"])
+
+
+def test_an_ingredient_alone_is_no_row_of_the_studys():
+    assert recipes.fine_tuning_rows(vars(finetune.parse_args(["--schedule", "cosine"]))) == []
+
+
+def test_images_are_mixed_only_while_convolutions_train():
+    args = finetune.parse_args(["--mixup", "0.2", "--augment", "--augmentation", "light"])
+    assert recipes.ingredients(args, False) == {}
+    assert recipes.ingredients(args, True) == {"mixup": 0.2}
+    vars(args).update(unfreeze="all", learning_rate=1, fine_tune_learning_rate=1)
+    vars(args).update(epochs=1, fine_tune_epochs=1)
+    assert [planned["augment"] for planned in finetune.plan_steps(args)] == [False, "light"]
+
+
+def test_a_cosine_rises_and_falls_to_nothing():
+    optimizer = recipes.new_optimizer("sgd", 0.4, 10, 10, schedule="cosine")
+    rates = [float(optimizer._learning_rate(step)) for step in range(101)]
+    assert rates[:11] == pytest.approx(np.linspace(0, 0.4, 11))
+    expected = 0.2 * (1 + np.cos(np.pi * np.arange(91) / 90))
+    assert rates[10:] == pytest.approx(expected, abs=1e-6)
+    one = recipes.new_optimizer("sgd", 0.4, 1, 1, schedule="cosine")  # too short for a warm-up
+    assert float(one._learning_rate(0)) == pytest.approx(0.4)
+
+
+def test_mixup_mixes_images_and_labels_by_one_share():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 4, 4, 3)).astype("float32"), np.eye(6, dtype="float32")
+    mixed, labels = common.mix_up(x, y, 0.4, [1, 2, 3, 0])
+    assert mixed.dtype == labels.dtype == np.float32
+    assert labels.sum(axis=1) == pytest.approx(1)
+    assert mixed == pytest.approx(np.einsum("ij,jhwc->ihwc", labels, x), abs=1e-5)
+    again, _ = common.mix_up(x, y, 0.4, [1, 2, 3, 0])
+    np.testing.assert_array_equal(mixed, again)
+    assert not np.array_equal(common.mix_up(x, y, 0.4, [1, 2, 4, 0])[1], labels)
+
+
+def test_the_light_augmentation_is_gentler_in_every_range():
+    for key, value in recipes.LIGHT_AUGMENTATION.items():
+        assert value == AUGMENTATION[key] or value < AUGMENTATION[key]
+    draws = [
+        common.draw_augmentation(np.random.default_rng(n), 100, 100, recipes.LIGHT_AUGMENTATION)
+        for n in range(200)
+    ]
+    assert 3 < max(abs(draw["theta"]) for draw in draws) <= 5
+    assert 3 < max(abs(draw["tx"]) for draw in draws) <= 5
+
+
+def test_the_kept_weights_are_the_moving_average_and_training_goes_on_from_the_last(
+    tiny, tmp_path, monkeypatch
+):
+    model, dataset, images, args = make(tiny, tmp_path, head="gap")
+    args.batch_size = 8  # 4 steps an epoch
+    seen, last, kept = [], [], []
+    original = training.training_callbacks
+
+    def spy(*given):
+        def after_batch(batch, logs):
+            seen.append([w.copy() for w in spying.model.get_weights()])
+
+        spying = keras.callbacks.LambdaCallback(on_train_batch_end=after_batch)
+        return [spying, *original(*given)]
+
+    monkeypatch.setattr(training, "training_callbacks", spy)
+    training.train_step(
+        model,
+        step(epochs=1, learning_rate=1e-2) | {"average_weights": True},
+        dataset,
+        images,
+        args,
+        0,
+        tmp_path,
+        lambda trained, _: last.extend(trained.get_weights()),
+    )
+    kept = model.get_layer("predictions").get_weights()
+    momentum = 1 - 1 / 4
+    average = seen[0]
+    for weights in seen[1:]:
+        average = [momentum * a + (1 - momentum) * w for a, w in zip(average, weights)]
+    for ours, expected in zip(kept, average):
+        assert ours == pytest.approx(expected, abs=1e-5)
+    for ours, expected in zip(last, seen[-1]):
+        assert ours == pytest.approx(expected, abs=1e-6)
+    assert np.abs(kept[0] - last[0]).max() > 1e-4
+
+
+def test_smoothed_labels_change_the_loss_as_they_should(tiny, tmp_path):
+    losses = {}
+    for smoothing in (0.0, 0.3):
+        model, dataset, images, args = make(tiny, tmp_path, head="gap")
+        before = snapshot(model)["predictions"]
+        training.train_step(
+            model,
+            step(epochs=1, learning_rate=1e-12) | {"label_smoothing": smoothing},
+            dataset,
+            images,
+            args,
+            0,
+            tmp_path,
+            lambda _, figures, smoothing=smoothing: losses.update({smoothing: figures["val_loss"]}),
+        )
+        for ours, expected in zip(model.get_layer("predictions").get_weights(), before):
+            assert ours == pytest.approx(expected, abs=1e-6)
+    x = common.batches(images["val"], dataset.splits["val"].labels, 12)[0][0]
+    logs = np.log(np.asarray(model.predict_on_batch(x)))
+    true = np.eye(4)[dataset.splits["val"].labels]
+    for smoothing, loss in losses.items():
+        target = true * (1 - smoothing) + smoothing / 4
+        assert loss == pytest.approx(-(target * logs).sum(axis=1).mean(), rel=1e-3)
+
+
+def test_an_interrupted_strong_run_ends_as_one_that_was_not(tiny, workdir, script, monkeypatch):
+    flags = ("--data", tiny, "--recipe", "strong", "--unfreeze", "block4")
+    flags += ("--epochs", "1", "--fine-tune-epochs", "2")
+    script("finetune", *flags, "--out", "whole")
+    with monkeypatch.context() as patch:
+        unplug_at(patch, "write_json", 3, False)  # after the first epoch of the second step
+        with pytest.raises(Unplugged):
+            script("finetune", *flags, "--out", "cut")
+    script("finetune", "--resume", "cut")
+    assert_same(outcome(workdir / "cut"), outcome(workdir / "whole"))
+    rows = (workdir / "whole" / "history.csv").read_text()
+    assert ",light," in rows
+    config = json.loads((workdir / "whole" / "config.json").read_text())
+    assert config["steps"][1]["mixup"] == 0.2
+
+
+def test_mirror_images_are_looked_at_where_the_recipe_says(tiny, in_runs, script):
+    """The run's probabilities with --flips are the mean of those of each picture and its mirror image."""
+    from dataset import decode_image
+    from weights import load_model
+
+    run = in_runs / "runs" / "tiny-finetune-i-none"
+    script("test_model", "--run", run, "--data", tiny, "--flips")
+    metrics = json.loads((run / "test" / "metrics.json").read_text())
+    assert metrics["flips"] is True
+    model = load_model(run)
+    first = (run / "test" / "predictions.csv").read_text().splitlines()[1].split(",")
+    image = decode_image(tiny / "data_256" / first[0], 32)
+    x = keras.applications.vgg16.preprocess_input(np.stack([image, image[:, ::-1]]).astype("float32"))
+    expected = np.asarray(model.predict_on_batch(x)).mean(axis=0)
+    assert float(first[4]) == pytest.approx(expected.max(), abs=1e-4)
