@@ -67,7 +67,7 @@ def distributed(keras, args):
         yield Share()
         return
     with contextlib.ExitStack() as stack:
-        stack.enter_context(engines[backend](args.devices, workers))
+        stack.enter_context(engines[backend](args.devices, workers, args.batch_size))
         share = current_share()
         if share.replicas > 1:
             if args.batch_size % share.replicas:
@@ -88,28 +88,32 @@ def check_environment(variables):
         )
 
 
-def check_devices(wanted, found):
+def choose_devices(wanted, found, batch_size):
+    """How many of the devices `found` are used: those wanted, or as many as a batch can be shared among."""
+    if wanted is None:
+        return max(number for number in range(1, found + 1) if batch_size % number == 0)
     if wanted > found:
         raise BadInput(f"--devices {wanted}: there are {found} accelerators; choose fewer.")
+    return wanted
 
 
 # TensorFlow ------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def tensorflow_scope(devices, workers):
+def tensorflow_scope(devices, workers, batch_size):
     import tensorflow
 
     gpus = tensorflow.config.list_physical_devices("GPU")
-    devices = devices or max(1, len(gpus))
     if gpus:
-        check_devices(devices, len(gpus))
-        tensorflow.config.set_visible_devices(gpus[:devices], "GPU")
-    elif devices > 1:
+        devices = choose_devices(devices, len(gpus), batch_size)
+        if devices < len(gpus):
+            tensorflow.config.set_visible_devices(gpus[:devices], "GPU")
+    elif (devices or 1) > 1:
         cpu = tensorflow.config.list_physical_devices("CPU")[0]
         parts = [tensorflow.config.LogicalDeviceConfiguration()] * devices
         tensorflow.config.set_logical_device_configuration(cpu, parts)
-    if not workers and devices == 1:
+    if not workers and (devices or 1) == 1:
         yield
         return
     if workers:
@@ -156,7 +160,7 @@ def mend_keras_for_workers():
 
 
 @contextlib.contextmanager
-def jax_scope(devices, workers):
+def jax_scope(devices, workers, batch_size):
     import jax
     import keras
 
@@ -173,9 +177,8 @@ def jax_scope(devices, workers):
                 f"The workers do not come together ({reason}); mend {JAX_VARIABLES[0]}."
             ) from None
     local = jax.local_devices()
-    on_cpu = local[0].platform == "cpu"
-    devices = devices or (1 if on_cpu else len(local))
-    check_devices(devices, len(local))
+    found = len(local) if devices or local[0].platform != "cpu" else 1
+    devices = choose_devices(devices, found, batch_size)
     if not workers and devices == 1:
         yield
         return

@@ -48,7 +48,7 @@ def grad_cam(model, images):
     x = keras.applications.vgg16.preprocess_input(images.astype("float32"))
     activations = np.asarray(lower.predict_on_batch(x), "float32")  # (b, h, w, channels)
     predicted = np.asarray(upper.predict_on_batch(activations), "float32").argmax(axis=1)
-    chosen = np.eye(upper.output_shape[-1], dtype="float32")[predicted]
+    chosen = keras.ops.one_hot(predicted, upper.output_shape[-1])
     softmax = model.get_layer("predictions")
     before, softmax.activation = softmax.activation, keras.activations.linear
     try:

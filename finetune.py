@@ -10,6 +10,9 @@ The study's five strategies for head iii:
     --unfreeze all --augment                 then all layers unfrozen
     --unfreeze stepped                       dense, then + block4 + block5, then all layers
     --unfreeze stepped --final-augment       then one more training with augmentation
+
+Beside the study's recipe there is a stronger one (recipes.py):
+    python finetune.py --recipe strong
 """
 
 import argparse

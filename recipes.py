@@ -30,7 +30,7 @@ RECIPES = {
         "flips": False,
     },
     "strong": {
-        "head": "pooled",
+        "head": "iii",
         "unfreeze": "all",
         "augment": True,
         "augmentation": "light",

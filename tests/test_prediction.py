@@ -109,7 +109,7 @@ def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, runs):
             for layer in upper.layers[1:-1]:
                 h = layer(h, training=False)
             kernel, bias = softmax.get_weights()
-            return np.asarray(h, "float64") @ kernel + bias
+            return keras.ops.convert_to_numpy(h).astype("float64") @ kernel + bias
 
         chosen = score(activations[row]).argmax()
         channels = np.argsort(-activations[row].sum(axis=(0, 1)))[:12]
@@ -120,7 +120,7 @@ def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, runs):
             rise = score(activations[row] + step) - score(activations[row] - step)
             expected[channel] = rise[0, chosen] / 2e-2 / 4  # the mean over the four positions
         softmax.activation = keras.activations.linear
-        choice = np.eye(len(MEDIUMS), dtype="float32")[[chosen]]
+        choice = keras.ops.one_hot([chosen], len(MEDIUMS))
         slopes = explain.gradient(
             lambda a, choice=choice: keras.ops.sum(explain.call_layers(upper, a) * choice),
             activations[row][None].astype("float32"),
