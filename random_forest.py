@@ -54,7 +54,8 @@ from record import (
 )
 from study import FOREST_LAYERS, FOREST_LEAVES, FOREST_REPORTED, FOREST_TREES
 
-LINEAR_C, LINEAR_ITERATIONS, LINEAR_TOLERANCE = 1e-3, 500, 1e-4
+LINEAR_C, LINEAR_GRID = 0.01, (0.001, 0.01, 0.1)
+LINEAR_ITERATIONS, LINEAR_TOLERANCE = 500, 1e-4
 
 
 def parse_args(argv=None):
@@ -86,7 +87,7 @@ def parse_args(argv=None):
         "--grid",
         action="store_true",
         help="every setting of the study: trees 100, 50, 12; leaf 2, 7, 20; layers all, last, "
-        "block5_conv3; with and without --discretize (the layers and --discretize where it is linear)",
+        "block5_conv3; with and without --discretize (linear: --c 0.001, 0.01, 0.1 instead)",
     )
     group = parser.add_argument_group("the features")
     add_feature_arguments(group)
@@ -165,30 +166,37 @@ def fit_forests(train, val, trees, leaves, discretize, seed, description, done=(
         yield Pipeline([*steps, ("forest", fitted)]), row, predicted, seconds
 
 
-def fit_linear(train, val, c, discretize, description):
-    """Fit the linear classifier; yields what `fit_forests` yields, once."""
+def fit_linear(train, val, values, discretize, description, done=()):
+    """Fit the linear classifier for each C of `values`; yields what `fit_forests` yields.
+
+    done: the values of C that an interrupted run has behind it.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import Pipeline
 
+    values = [c for c in values if c not in done]
+    if not values:
+        return
     steps, (x, y), (x_val, y_val) = embedding(discretize, standardise=True), train, val
-    print(f"Fitting a linear classifier on {len(x)} x {x.shape[1]} features: {description}", flush=True)
+    print(f"Fitting linear classifiers on {len(x)} x {x.shape[1]} features: {description}", flush=True)
     for _, transformer in steps:
         x = transformer.fit_transform(x)
         x_val = transformer.transform(x_val)
-    start = time.perf_counter()
-    classifier = LogisticRegression(C=c, max_iter=LINEAR_ITERATIONS, tol=LINEAR_TOLERANCE).fit(x, y)
-    seconds = time.perf_counter() - start
-    predicted = classifier.predict(x_val)
-    row = {
-        "discretize": discretize,
-        "classifier": "linear",
-        "C": c,
-        "iterations": int(classifier.n_iter_[0]),
-        "n_features": x.shape[1],
-        "accuracy": float(np.mean(classifier.predict(x) == y)),
-        "val_accuracy": float(np.mean(predicted == y_val)),
-    }
-    yield Pipeline([*steps, ("linear", classifier)]), row, predicted, seconds
+    for c in progress(values, description, len(values), " classifiers"):
+        start = time.perf_counter()
+        classifier = LogisticRegression(C=c, max_iter=LINEAR_ITERATIONS, tol=LINEAR_TOLERANCE).fit(x, y)
+        seconds = time.perf_counter() - start
+        predicted = classifier.predict(x_val)
+        row = {
+            "discretize": discretize,
+            "classifier": "linear",
+            "C": c,
+            "iterations": int(classifier.n_iter_[0]),
+            "n_features": x.shape[1],
+            "accuracy": float(np.mean(classifier.predict(x) == y)),
+            "val_accuracy": float(np.mean(predicted == y_val)),
+        }
+        yield Pipeline([*steps, ("linear", classifier)]), row, predicted, seconds
 
 
 def run_forests(args, dataset, stored, columns, layer_sets, run):
@@ -206,7 +214,8 @@ def run_forests(args, dataset, stored, columns, layer_sets, run):
             of_these = [row for row in rows if (row["layers"], row["discretize"]) == (layers, discretize)]
             description = f"{layers}{', discretised' * discretize}"
             if args.classifier == "linear":
-                forests = () if of_these else fit_linear(train, val, args.c, discretize, description)
+                values, done = LINEAR_GRID if grid else (args.c,), {row["C"] for row in of_these}
+                forests = fit_linear(train, val, values, discretize, description, done)
             else:
                 forests = fit_forests(
                     train,
@@ -245,8 +254,9 @@ def save_confusion(run, dataset, row, labels, predicted, grid):
     name = "confusion_val"
     if grid:
         discretised = "-discretised" * row["discretize"]
-        setting = "linear"
-        if "n_estimators" in row:
+        if "C" in row:
+            setting = f"linear-c{row['C']:g}"
+        else:
             setting = f"leaf{row['min_samples_leaf']}-trees{row['n_estimators']}"
         name += f"/{row['layers']}-{setting}{discretised}"
         (run / "confusion_val").mkdir(exist_ok=True)

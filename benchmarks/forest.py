@@ -43,7 +43,7 @@ def work(args):
         x = np.load(args.features, mmap_mode="r")
         val, discretize = (x[:1450], y[:1450]), args.method.endswith("discretised")
         c = random_forest.LINEAR_C
-        ((_, row, _, seconds),) = random_forest.fit_linear((x, y), val, c, discretize, "drawn")
+        ((_, row, _, seconds),) = random_forest.fit_linear((x, y), val, (c,), discretize, "drawn")
         report(
             seconds=seconds,
             peak_MB=peak_memory(),

@@ -106,18 +106,21 @@ def test_the_linear_classifier_is_scikit_learns_on_standardised_features(
     pipeline = load_pipeline(run / "pipeline.skops")
     np.testing.assert_allclose(pipeline.predict_proba(x_val), alone.predict_proba(x_val), atol=1e-5)
     out = capsys.readouterr().out
-    assert "Fitting a linear classifier on 32 x 12416 features" in out
+    assert "Fitting linear classifiers on 32 x 12416 features" in out
     script("test_model", "--run", run, "--data", tiny, "--explain")
     assert (run / "test" / "layer_importance.png").exists()
     assert not (run / "test" / "explained").exists()
 
 
-def test_a_linear_grid_goes_over_layers_and_the_embedding(tiny, workdir, features, script):
+def test_a_linear_grid_goes_over_layers_and_the_embedding(tiny, workdir, features, script, monkeypatch):
+    monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)
     script("random_forest", "--data", tiny, "--classifier", "linear", "--grid")
     rows = json.loads((only_run(workdir) / "metrics.json").read_text())["forests"]
-    found = {(row["layers"], row["discretize"]) for row in rows}
-    assert len(rows) == 6
-    assert found == {(layers, d) for layers in FOREST_LAYERS for d in (False, True)}
+    found = {(row["layers"], row["discretize"], row["C"]) for row in rows}
+    assert len(rows) == 18
+    assert found == {
+        (layers, d, c) for layers in FOREST_LAYERS for d in (False, True) for c in (0.001, 0.01, 0.1)
+    }
 
 
 def test_the_same_command_gives_the_same_metrics_to_the_byte(tiny, workdir, features, script):

@@ -63,3 +63,28 @@ def test_imagenet_weights_that_cannot_be_had_are_said(mame_layout, workdir, scri
     with pytest.raises(BadInput, match="ImageNet weights could not be downloaded"):
         script("finetune", "--data", mame_layout, "--image-size", "32")
     assert not (workdir / "runs").exists()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("layout", ["DIR/SPLIT/CLASS", "DIR/CLASS"])
+def test_photographs_in_folders_go_from_end_to_end(shared, workdir, script, capsys, layout):
+    """TrashNet, six photographs of each material and split, to a confusion matrix and predictions."""
+    root = workdir / "photographs"
+    for of_class in sorted((shared / "real" / "trashnet").glob("*/*")):
+        split, label = of_class.parts[-2:]
+        place = root / split / label if "SPLIT" in layout else root / label
+        place.mkdir(parents=True, exist_ok=True)
+        for path in sorted(of_class.iterdir())[:6]:
+            (place / path.name).symlink_to(path)
+    flags = ("--data", root, "--image-size", "32", "--model", "none", "--layers", "conv")
+    script("random_forest", *flags, "--classifier", "linear", "--discretize")
+    (run,) = (workdir / "runs").iterdir()
+    script("test_model", "--run", run)
+    metrics = json.loads((run / "test" / "metrics.json").read_text())
+    assert list(metrics["classes"]) == ["cardboard", "glass", "metal", "paper", "plastic", "trash"]
+    assert metrics["images"] == np.sum(metrics["confusion_matrix"]) == 6 * (6 if "SPLIT" in layout else 4)
+    assert (root / "split.csv").exists() == ("SPLIT" not in layout)
+    script("test_model", "--run", run, "--predict", root)
+    lines = (run / "predicted" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 6 * 18
+    assert "MAMe" not in capsys.readouterr().out.replace("study, MAMe", "")
