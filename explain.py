@@ -122,7 +122,7 @@ def plot_gallery(path, mistakes, title, notice):
 
     mistakes = mistakes[: GALLERY_ROWS * GALLERY_COLUMNS]
     rows = max(1, -(-len(mistakes) // GALLERY_COLUMNS))
-    figure = Figure(figsize=(2.15 * GALLERY_COLUMNS, 2.75 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(2.15 * GALLERY_COLUMNS, 2.5 * rows + 0.6), layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
     figure.suptitle(title)
     for number, axes in enumerate(figure.subplots(rows, GALLERY_COLUMNS, squeeze=False).flat):
@@ -162,8 +162,17 @@ def plot_importance(path, importance, features, title, notice):
     figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
     axes = figure.subplots()
     names = list(importance)
-    bars = axes.barh(names, importance.values(), color="steelblue", label="share of the importance")
-    axes.bar_label(bars, [percent(value) for value in importance.values()], padding=4, fontsize=8)
+    axes.barh(names, importance.values(), color="steelblue", label="share of the importance")
+    for row, name in enumerate(names):  # right of both
+        end = max(importance[name], features[name])
+        axes.annotate(
+            percent(importance[name]),
+            (end, row),
+            (5, 0),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+        )
     axes.plot(features.values(), names, "|", color="black", markersize=11, label="share of the features")
     axes.invert_yaxis()  # the first layer on top
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))

@@ -8,7 +8,7 @@ Nothing here is measured by this project.
 # Section "Fine-tuning": the layers between block5_pool and the softmax. Dense layers marked
 # "l2" carry the L2 penalty. "fc" is VGG16's own top (Simonyan and Zisserman 2015, section 3.1,
 # dropout included); "gap" replaces it by global average pooling. Both serve train_pretrained.py.
-# "pooled" is that of the strong recipe (recipes.py).
+# "pooled" is what recipes.py compares them with.
 HEADS = {
     "i": (("flatten",), ("dense", 512), ("dropout", 0.2), ("dense", 512)),
     "ii": (

@@ -25,6 +25,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     import common
+    from study import AUGMENTATION
 
     common.import_keras()
     print(f"{describe_machine()}\n{args.images} {PICTURES}, batches of {args.batch_size}")
@@ -34,7 +35,7 @@ def main():
         print(f"  decoded on one thread: {args.images / (time.perf_counter() - start):.0f} images a second")
         labels, rates = np.zeros(args.images, "int64"), {}
         for _ in range(args.rounds):
-            for augment in (False, True):
+            for augment in (None, AUGMENTATION):
                 for threads in (1, os.cpu_count()):
                     source = common.batches(images, labels, args.batch_size, 0, augment)
                     source[0]

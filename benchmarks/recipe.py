@@ -1,4 +1,4 @@
-"""What each ingredient of the strong recipe is worth, on real photographs, over three seeds.
+"""What each ingredient of a stronger recipe is worth, on real photographs, over three seeds.
 
     python benchmarks/vgg19_start.py
     python train_pretrained.py --data data/demo --weights data/vgg19-blocks1-3.keras --top gap \\
@@ -10,11 +10,11 @@ TrashNet (six materials; needs the folder of real photographs beside the reposit
 VGG19 blocks 1-3 and pretraining on the demo's textures. Two parts, as unfrozen training is slow on a CPU:
 
     dense       only the head trains, on all photographs at 64 pixels
-    unfrozen    then block4 and block5 too, on 50 photographs a class at 48 pixels
+    unfrozen    then block4 and block5 too, on 50 photographs a class at 32 pixels
 
-In each the strong recipe, then the same with one ingredient changed at a time, then the study's: the flags
-of finetune.py, which are printed. The figure is the accuracy on the test split of the epoch with the best
-validation accuracy; the difference is to the strong recipe with the same seed.
+In each all candidates together, then the same with one of them changed, then the strong recipe, which is
+what was kept, and the study's: the flags of finetune.py, which are printed. The figure is the accuracy on
+the test split of the epoch with the best validation accuracy; differences are to the same seed.
 """
 
 import argparse
@@ -28,31 +28,39 @@ from measure import PHOTOGRAPHS, ROOT, describe_machine
 
 COUNTS = {"train": 50, "val": 20, "test": None}  # photographs a class in the part "unfrozen"
 SMALL = "data/trashnet-50"
-STUDY = "--recipe study"
+# All candidates together, and the same with one of them changed; last what was kept, and the study's.
 PARTS = {
     "dense": "--unfreeze none --image-size 64 --learning-rate 1e-3 --epochs 20",
-    "unfrozen": "--unfreeze block4 --image-size 48 --batch-size 16 --learning-rate 1e-3 --epochs 15"
-    " --fine-tune-epochs 4",
+    "unfrozen": "--unfreeze block4 --image-size 32 --batch-size 16 --learning-rate 1e-3 --epochs 15"
+    " --fine-tune-epochs 5",
 }
-VARIANTS = {
+CANDIDATES = {
+    "dense": "--recipe strong --head iii --optimizer adamw --label-smoothing 0.1 --average-weights",
+    "unfrozen": "--recipe strong --augment --augmentation light --mixup 0.2 --fine-tune-learning-rate 3e-5",
+}
+CHANGED = {
     "dense": {
-        "strong": "",
+        "all candidates": "",
         "head i": "--head i",
         "head ii": "--head ii",
         "pooling instead of flattening": "--head pooled",
-        "Adam": "--optimizer adam",
+        "Adam instead of AdamW": "--optimizer adam",
         "constant learning rate": "--schedule constant",
         "no label smoothing": "--label-smoothing 0",
         "no averaged weights": "--no-average-weights",
-        "the study's recipe": STUDY,
     },
     "unfrozen": {
-        "strong": "",
+        "all candidates": "",
         "no mixup": "--mixup 0",
         "no augmentation": "--no-augment",
-        "the study's recipe": STUDY,
     },
 }
+
+
+def variants(part):
+    """{name: flags of finetune.py that make it}."""
+    changed = {name: f"{CANDIDATES[part]} {flags}" for name, flags in CHANGED[part].items()}
+    return changed | {"the strong recipe": "--recipe strong", "the study's recipe": "--recipe study"}
 
 
 def link_photographs(folder):
@@ -119,6 +127,7 @@ def main():
     )
     parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("--weights", default="runs/pretrained-64", help="default: %(default)s")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these rows alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
     args = parser.parse_args()
     if not PHOTOGRAPHS.is_dir():
@@ -128,26 +137,26 @@ def main():
     data = {"dense": os.path.relpath(PHOTOGRAPHS), "unfrozen": SMALL}[args.part]
     print(describe_machine())
     print("TrashNet, 'VGG19 blocks 1-3', pretrained on the demo's textures\n", flush=True)
-    figures, activations, without = {}, {}, "no mirror images in the test"
+    figures, activations = {}, {}
+    base, without = "all candidates", "no mirror images in the test"
     for seed in args.seeds:
-        for name, variant in VARIANTS[args.part].items():
-            recipe = "" if STUDY in variant else "--recipe strong "
-            flags = f"--data {data} --weights {args.weights} {recipe}{PARTS[args.part]} {variant}"
-            flags += f" --seed {seed}"
+        for name, variant in variants(args.part).items():
+            if args.only and name not in (base, *args.only):
+                continue
+            flags = f"--data {data} --weights {args.weights} {PARTS[args.part]} {variant} --seed {seed}"
             stdout, sys.stdout = sys.stdout, open(os.devnull, "w")  # Keras' lines of every epoch
             found = test_accuracies(flags, activations)
             sys.stdout = stdout
-            figures[name, seed] = found[max(found)]
-            if name == "strong":
-                figures[without, seed] = found[False]
-            print(f"  {100 * figures[name, seed]:.2f}  finetune.py {flags}", flush=True)
-    print(f"\ntest accuracy in percent, seeds {args.seeds}; mean; mean difference to strong (each seed's)")
-    strong = np.array([figures["strong", seed] for seed in args.seeds])
-    for name in [*VARIANTS[args.part], without]:
-        row = np.array([figures[name, seed] for seed in args.seeds])
+            figures.setdefault(name, []).append(found[max(found)])
+            if name == base:
+                figures.setdefault(without, []).append(found[False])
+            print(f"  {100 * found[max(found)]:.2f}  finetune.py {flags}", flush=True)
+    print(f"\ntest accuracy in percent, seeds {args.seeds}; mean; mean difference to {base} (each seed's)")
+    for name, found in figures.items():
+        row, difference = np.array(found), np.array(found) - np.array(figures[base])
         shown = " ".join(f"{100 * value:6.2f}" for value in row)
-        each = " ".join(f"{100 * value:+.2f}" for value in row - strong)
-        print(f"  {name:<32}{shown}  {100 * row.mean():6.2f}  {100 * (row - strong).mean():+.2f} ({each})")
+        each = " ".join(f"{100 * value:+.2f}" for value in difference)
+        print(f"  {name:<32}{shown}  {100 * row.mean():6.2f}  {100 * difference.mean():+.2f} ({each})")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import common
 import weights
 from dataset import BadInput
+from study import AUGMENTATION
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +55,12 @@ def test_preprocessing_never_writes_into_the_cache(images):
 
 def test_augmentation_is_the_same_for_the_same_seed_epoch_and_row(images):
     def first(**settings):
-        return common.batches(images, np.arange(10), 10, augment=True, **settings)[0][0]
+        return common.batches(images, np.arange(10), 10, augment=AUGMENTATION, **settings)[0][0]
 
     np.testing.assert_array_equal(first(seed=1), first(seed=1))
     assert np.abs(first(seed=1) - first(seed=1, epoch=1)).mean() > 1
-    whole = common.batches(images, np.arange(10), 10, seed=3, augment=True)
-    parts = common.batches(images, np.arange(10), 3, seed=3, augment=True)
+    whole = common.batches(images, np.arange(10), 10, seed=3, augment=AUGMENTATION)
+    parts = common.batches(images, np.arange(10), 3, seed=3, augment=AUGMENTATION)
     joined = np.concatenate([parts[index][0] for index in range(len(parts))])
     np.testing.assert_allclose(joined, whole[0][0], atol=1e-3)
 

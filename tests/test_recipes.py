@@ -35,9 +35,9 @@ def test_flags_override_the_recipe():
     strong = vars(finetune.parse_args(["--recipe", "strong"]))
     assert {key: strong[key] for key in recipes.RECIPES["strong"]} == recipes.RECIPES["strong"]
     assert recipes.fine_tuning_rows(strong) == []
-    flags = ["--recipe", "strong", "--label-smoothing", "0", "--no-average-weights", "--head", "i"]
+    flags = ["--recipe", "strong", "--schedule", "constant", "--no-flips", "--head", "i"]
     args = finetune.parse_args(flags)
-    assert (args.label_smoothing, args.average_weights, args.head) == (0, False, "i")
+    assert (args.schedule, args.flips, args.head) == ("constant", False, "i")
     with pytest.raises(BadInput, match="--final-augment"):
         finetune.parse_args(["--recipe", "strong", "--final-augment"])
     with pytest.raises(SystemExit):
@@ -153,9 +153,13 @@ def test_smoothed_labels_change_the_loss_as_they_should(tiny, tmp_path):
         assert loss == pytest.approx(-(target * logs).sum(axis=1).mean(), rel=1e-3)
 
 
-def test_an_interrupted_strong_run_ends_as_one_that_was_not(tiny, workdir, script, monkeypatch):
-    flags = ("--data", tiny, "--recipe", "strong", "--unfreeze", "block4")
-    flags += ("--epochs", "1", "--fine-tune-epochs", "2")
+@pytest.mark.slow
+def test_an_interrupted_run_with_every_ingredient_ends_as_one_that_was_not(
+    tiny, workdir, script, monkeypatch
+):
+    flags = ("--data", tiny, "--recipe", "strong", "--unfreeze", "block4", "--optimizer", "adamw")
+    flags += ("--augment", "--augmentation", "light", "--mixup", "0.2", "--label-smoothing", "0.1")
+    flags += ("--average-weights", "--epochs", "1", "--fine-tune-epochs", "2")
     script("finetune", *flags, "--out", "whole")
     with monkeypatch.context() as patch:
         unplug_at(patch, "write_json", 3, False)  # after the first epoch of the second step
