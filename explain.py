@@ -175,7 +175,7 @@ def plot_importance(path, importance, features, title, notice):
         )
     axes.plot(features.values(), names, "|", color="black", markersize=11, label="share of the features")
     axes.invert_yaxis()  # the first layer on top
-    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlim(0, 1.15 * max(*importance.values(), *features.values()))
     axes.set_title(title, fontsize=10)
     axes.legend(loc="best", fontsize=8)
