@@ -178,7 +178,7 @@ def test_a_changed_forest_is_refused(forest, tmp_path):
     with pytest.raises(BadInput, match="another sha256"):
         load_pipeline(path)
     write_checksum(path)
-    with pytest.raises(BadInput, match="not a whole forest"):
+    with pytest.raises(BadInput, match="not a whole pipeline"):
         load_pipeline(path)
 
 
