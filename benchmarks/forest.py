@@ -73,6 +73,7 @@ def main():
     )
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     for hidden in ("--method", "--features", "--labels"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -83,7 +84,7 @@ def main():
         features, labels = Path(folder) / "features.npy", Path(folder) / "labels.npz"
         np.savez(labels, labels=draw_features(features, args.images))
         flags = ("--features", features, "--labels", labels, "--method")
-        found = alternate(__file__, {m: (*flags, m) for m in METHODS}, args.rounds)
+        found = alternate(__file__, {m: (*flags, m) for m in args.methods}, args.rounds)
     for name, figures in found.items():
         seconds, memory = ([f[key] for f in figures] for key in ("seconds", "peak_MB"))
         print(f"{name:20}{spread(seconds)} s, {spread(memory)} MB at the peak")
