@@ -122,7 +122,7 @@ def backend():
 @pytest.mark.parametrize("name", BACKENDS)
 def test_devices_and_workers_train_as_one_device_does(tiny, tmp_path, name):
     """Every part of the network trains, with augmentation; no dropout, whose draws depend on the parts."""
-    command = ("train_pretrained", "--data", tiny, "--top", "gap", "--augment", "--epochs", "2")
+    command = ("train_pretrained", "--data", tiny, "--top", "gap", "--augment", "--epochs", "1")
     one, _ = train(tmp_path, name, "one", *command)
     two, done = train(tmp_path, name, "two", *command, "--devices", "2")
     assert "shared out among 2 devices" in done[0][1]

@@ -133,6 +133,7 @@ def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, runs):
         assert maps[row] == pytest.approx(whole / max(whole.max(), 1e-12), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_explanations_are_drawn(tiny, in_runs, script, capsys):
     pictures = [tiny / "data_256" / f"test.{n}.0.jpeg" for n in range(3)]
     script("test_model", "--run", NETWORK, "--explain", "--predict", *pictures)
@@ -146,6 +147,7 @@ def test_explanations_are_drawn(tiny, in_runs, script, capsys):
     assert "Grad-CAM is of networks" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_gallery_shows_the_most_confident_mistakes(tiny, in_runs, script, monkeypatch):
     galleries = []
     draw = explain.plot_gallery

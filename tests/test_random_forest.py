@@ -112,6 +112,7 @@ def test_the_linear_classifier_is_scikit_learns_on_standardised_features(
     assert not (run / "test" / "explained").exists()
 
 
+@pytest.mark.slow
 def test_a_linear_grid_goes_over_layers_and_the_embedding(tiny, workdir, features, script, monkeypatch):
     monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)
     script("random_forest", "--data", tiny, "--classifier", "linear", "--grid")
