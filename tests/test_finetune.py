@@ -2,6 +2,7 @@
 
 import csv
 import json
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import keras
@@ -266,3 +267,15 @@ def test_bad_flags_end_before_a_run_begins(tiny, workdir, script, flags, message
     with pytest.raises(BadInput, match=message):
         script("finetune", "--data", tiny, *flags)
     assert not (workdir / "runs").exists()
+
+
+def test_tensorboard_is_written_or_its_package_named(tiny, workdir, script, monkeypatch):
+    flags = ("--data", tiny, "--head", "i", "--tensorboard", "--out", "run", *FAST)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "find_spec", lambda package: None)
+        with pytest.raises(BadInput, match="needs the package tensorboard"):
+            script("finetune", *flags)
+    assert not (workdir / "run").exists()
+    if find_spec("tensorboard") and find_spec("tensorflow"):
+        script("finetune", *flags)
+        assert list((workdir / "run" / "tensorboard" / "step-1").rglob("events.*"))
