@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from common import convolutions, split_model
+from common import convolutions, select_layers, split_model
 from dataset import open_image
-from features import select_layers
 from record import percent, save_figure
 
 GALLERY_ROWS, GALLERY_COLUMNS = 4, 6

@@ -1,6 +1,7 @@
 """What a run says of any pictures: classes with their probabilities, for networks and pipelines."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def load_classifier(folder, config, flips=False):
         return lambda images: probabilities_of(model, preprocess(images.astype("float32")), flips), model
     pipeline, stored = load_pipeline(folder / "pipeline.skops"), config["features"]
     columns, layers = stored["layers"], read_json(folder / "metrics.json")["layers"]
-    source = type("Source", (), {key: stored[key] for key in ("model", "image_size", "seed")})
+    source = Namespace(**{key: stored[key] for key in ("model", "image_size", "seed")})
     model = with_precision(feature_source(source, ",".join(columns)), stored["precision"])
     if weights_digest(model, list(columns)) != stored["weights_sha256"]:
         raise BadInput(f"The network {stored['model']} has changed since {folder} was fitted; fit it anew.")

@@ -20,34 +20,21 @@ LIGHT_AUGMENTATION = {
     "horizontal_flip": True,
 }
 # What each flag is where it is not given. A None is left to the dataset.
-RECIPES = {
-    "study": {
-        "head": "iii",
-        "unfreeze": "none",
-        "augment": False,
-        "augmentation": "study",
-        "optimizer": "adam",
-        "schedule": "constant",
-        "fine_tune_learning_rate": None,
-        "label_smoothing": 0.0,
-        "mixup": 0.0,
-        "average_weights": False,
-        "flips": False,
-    },
-    "strong": {
-        "head": "ii",
-        "unfreeze": "stepped",
-        "augment": False,
-        "augmentation": "study",
-        "optimizer": "adam",
-        "schedule": "cosine",
-        "fine_tune_learning_rate": None,
-        "label_smoothing": 0.0,
-        "mixup": 0.0,
-        "average_weights": False,
-        "flips": True,
-    },
+STUDY = {
+    "head": "iii",
+    "unfreeze": "none",
+    "augment": False,
+    "augmentation": "study",
+    "optimizer": "adam",
+    "schedule": "constant",
+    "fine_tune_learning_rate": None,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "average_weights": False,
+    "flips": False,
 }
+STRONG = {"head": "ii", "unfreeze": "stepped", "schedule": "cosine", "flips": True}
+RECIPES = {"study": STUDY, "strong": STUDY | STRONG}
 WARM_UP = 0.1  # share of a cosine schedule's steps in which the learning rate rises
 
 
@@ -114,14 +101,13 @@ def ingredients(args, unfrozen):
         "mixup": args.mixup if unfrozen else 0.0,
         "average_weights": args.average_weights,
     }
-    return {key: value for key, value in chosen.items() if value != RECIPES["study"][key]}
+    return {key: value for key, value in chosen.items() if value != STUDY[key]}
 
 
 def fine_tuning_rows(arguments):
     """The study's rows that a run of finetune.py with these arguments (a dict) reruns."""
-    study = RECIPES["study"]
     ours = ("augmentation", "schedule", "label_smoothing", "mixup", "average_weights")
-    if any(arguments.get(key, study[key]) != study[key] for key in ours):
+    if any(arguments.get(key, STUDY[key]) != STUDY[key] for key in ours):
         return []
     keys = ("head", "unfreeze", "augment", "final_augment")
     return rows_of(FINE_TUNING_ROWS, **{key: arguments[key] for key in keys})

@@ -302,7 +302,7 @@ def write_report(out, run, dataset, evaluated, skipped, flips):
 
 def explain_test(out, run, dataset, config, evaluated):
     """Draw the most confident mistakes of the test split, and why, into the folder `out`."""
-    from explain import plot_gallery
+    from explain import GALLERY_COLUMNS, GALLERY_ROWS, plot_gallery
 
     figures, files, true, probabilities, _ = evaluated
     predicted = probabilities.argmax(axis=1)
@@ -325,8 +325,6 @@ def explain_test(out, run, dataset, config, evaluated):
     if (run / "pipeline.skops").exists():
         explain_layers(out, run, config, dataset.notice)
         return
-    from explain import GALLERY_COLUMNS, GALLERY_ROWS
-
     chosen = wrong[: GALLERY_ROWS * GALLERY_COLUMNS]
     size, model = config["arguments"]["image_size"], load_model(run)
     paths = [dataset.image_folder / files[row] for row in chosen]
@@ -381,10 +379,10 @@ def predict(args, runs):
     )
     pipeline = (folder / "pipeline.skops").exists()
     size = config["features"]["image_size"] if pipeline else arguments["image_size"]
-    classify, model = load_classifier(folder, config, takes_flips(args, config))
     out = Path(args.out) if args.out else new_folder(folder / "predicted")
     if (out / "predictions.jsonl").exists():
         raise BadInput(f"{out} holds predictions already; name a new folder with --out.")
+    classify, model = load_classifier(folder, config, takes_flips(args, config))
     rankings, unreadable = {}, {}
     with locked(out / LOCK):
         batch_size = args.batch_size or arguments["batch_size"]
