@@ -226,11 +226,14 @@ def feeds_whole_batches():
 
 @contextlib.contextmanager
 def watching_workers(share):
-    """Turns what the engine raises where another worker is gone into WorkerLost."""
+    """Turns what the engine raises where another worker is gone into WorkerLost.
+
+    Engines raise errors of many types for that; a full disk of this machine is none of them.
+    """
     try:
         yield
     except Exception as error:
-        if share.workers == 1 or isinstance(error, BadInput):
+        if share.workers == 1 or isinstance(error, (BadInput, OSError)):
             raise
         reason = " ".join(str(error).split())[:80]
         raise WorkerLost(

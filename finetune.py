@@ -117,7 +117,7 @@ def main(argv=None):
             + "-augment" * args.augment
             + "-final-augment" * args.final_augment
         )
-        study = fine_tuning_rows(vars(args))
+        study = [] if dataset.in_folders else fine_tuning_rows(vars(args))
         decisive = {"steps": steps, "weights_sha256": weights_digest(model, convolutions(model))}
         with start_run(
             args, dataset, f"finetune-{args.head}-{strategy}", skipped, share, **decisive

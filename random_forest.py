@@ -267,18 +267,22 @@ def save_confusion(run, dataset, row, labels, predicted, grid):
     write_csv(run / f"{name}.csv", [{**row, "dataset": dataset.name} for row in cells])
 
 
-def print_rows(rows, model):
-    """The rows of metrics.json as a table, forests beside the study's figures."""
+def print_rows(rows, model, dataset):
+    """The rows of metrics.json as a table, forests beside the study's figures where those say anything."""
+
+    def study(figure):
+        return () if dataset.in_folders else (figure,)
+
     names = {"min_samples_leaf": "leaf", "n_estimators": "trees", "C": "C"}
     settings = [key for key in names if key in rows[0]]
     header = ("layers", "features", "discretised", *(names[key] for key in settings))
     table = []
     for row in rows:
-        study = [f"{r['val_accuracy']:.0f}%" for r in forest_rows(model, row)]
+        same = " / ".join(f"{r['val_accuracy']:.0f}%" for r in forest_rows(model, row)) or "-"
         setting = ("yes" if row["discretize"] else "no", *(row[key] for key in settings))
         figures = (percent(row["accuracy"]), percent(row["val_accuracy"]))
-        table.append((row["layers"], row["n_features"], *setting, *figures, " / ".join(study) or "-"))
-    print_table((*header, "accuracy", "val accuracy", "study, MAMe"), table)
+        table.append((row["layers"], row["n_features"], *setting, *figures, *study(same)))
+    print_table((*header, "accuracy", "val accuracy", *study("study, MAMe")), table)
 
 
 def main(argv=None):
@@ -313,8 +317,8 @@ def main(argv=None):
 
     print()
     print_notice(dataset.notice)
-    print_rows(rows, notes["model"])
-    if not linear:
+    print_rows(rows, notes["model"], dataset)
+    if not linear and not dataset.in_folders:
         print("\nThe study reports more forests, without saying which setting gave which figure:")
         print_table(("layers", "val accuracy on MAMe, %"), FOREST_REPORTED.items())
     print(f"\nResults: {run}/ (metrics.json, forests.csv, confusion_val, pipeline.skops: the best)")

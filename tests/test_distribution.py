@@ -112,6 +112,19 @@ def test_what_does_not_fit_is_named(tiny, workdir, script, monkeypatch):
     assert not (workdir / "runs").exists()
 
 
+def test_a_full_disk_is_no_lost_worker():
+    def fail_with(error, share):
+        with distribution.watching_workers(share):
+            raise error
+
+    with pytest.raises(OSError, match="No space left"):
+        fail_with(OSError("No space left"), Share(2, 2, 0))
+    with pytest.raises(distribution.WorkerLost, match="RuntimeError: connection closed"):
+        fail_with(RuntimeError("connection closed"), Share(2, 2, 0))
+    with pytest.raises(RuntimeError, match="connection closed"):
+        fail_with(RuntimeError("connection closed"), Share())
+
+
 def backend():
     import keras
 

@@ -157,6 +157,7 @@ def test_from_a_folder_of_photographs_to_a_confusion_matrix(classes, workdir, sc
     out = capsys.readouterr().out
     assert "The study's rows" not in out
     assert "museum" not in out
+    assert "MAMe" not in out.split("Fitted")[1].split("Runs")[0]
     assert "MAMe" not in out.split("Testing")[1]
     metrics = json.loads((workdir / run / "test" / "metrics.json").read_text())
     assert list(metrics["classes"]) == CLASSES
