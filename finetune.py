@@ -53,7 +53,7 @@ def parse_args(argv=None):
     group.add_argument(
         "--augment",
         action=argparse.BooleanOptionalAction,
-        help="augment the training images in every step; in the strong recipe while convolutions train",
+        help="augment the training images in every step (--augmentation light: while convolutions train)",
     )
     group.add_argument(
         "--final-augment",

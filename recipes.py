@@ -1,9 +1,8 @@
 """How a network is fine-tuned: the study's recipe, and a stronger one, as settings of the same flags.
 
 Head, schedule and mirror images of the strong one were chosen on real photographs (`benchmarks/recipe.py`),
-where AdamW, pooling, label smoothing and averaged weights did not help; its steps are the study's best.
-Augmentation and mixup while convolutions train could not be measured on a CPU: their flags are for those
-who can.
+where AdamW, pooling, label smoothing, averaged weights, a light augmentation and mixup did not help; their
+flags stay so that the comparison can be rerun on other pictures. Its steps are the study's best.
 """
 
 import argparse

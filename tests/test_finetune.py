@@ -86,7 +86,7 @@ def test_training_on_cached_activations_equals_the_uncached_run(
         losses = []
         training.train_step(
             model,
-            step(blocks, epochs=3, learning_rate=1e-4 if blocks else 1e-3),
+            step(blocks, epochs=2, learning_rate=1e-4 if blocks else 1e-3),
             dataset,
             images,
             args,

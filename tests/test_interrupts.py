@@ -360,8 +360,17 @@ def test_unreadable_images_are_remembered_over_an_interruption(own_tiny, tmp_pat
 
 def test_control_c_ends_cleanly_and_says_how_to_go_on(tiny, tmp_path):
     command = [sys.executable, "-u", str(ROOT / "finetune.py"), "--data", str(tiny), "--epochs", "500"]
+
+    def heed_control_c():  # a shell has what it runs in the background ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_control_c,
     )
     for line in process.stdout:
         if line.startswith("Epoch 3/"):

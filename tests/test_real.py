@@ -66,7 +66,7 @@ def test_imagenet_weights_that_cannot_be_had_are_said(mame_layout, workdir, scri
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("layout", ["DIR/SPLIT/CLASS", "DIR/CLASS"])
+@pytest.mark.parametrize("layout", [pytest.param("DIR/SPLIT/CLASS", marks=pytest.mark.slow), "DIR/CLASS"])
 def test_photographs_in_folders_go_from_end_to_end(shared, workdir, script, capsys, layout):
     """TrashNet, six photographs of each material and split, to a confusion matrix and predictions."""
     root = workdir / "photographs"
