@@ -35,9 +35,9 @@ def test_flags_override_the_recipe():
     strong = vars(finetune.parse_args(["--recipe", "strong"]))
     assert {key: strong[key] for key in recipes.RECIPES["strong"]} == recipes.RECIPES["strong"]
     assert recipes.fine_tuning_rows(strong) == []
-    flags = ["--recipe", "strong", "--schedule", "constant", "--no-flips", "--head", "i"]
+    flags = ["--recipe", "strong", "--schedule", "constant", "--flips", "--head", "i"]
     args = finetune.parse_args(flags)
-    assert (args.schedule, args.flips, args.head) == ("constant", False, "i")
+    assert (args.schedule, args.flips, args.head) == ("constant", True, "i")
     with pytest.raises(BadInput, match="--final-augment"):
         finetune.parse_args(["--recipe", "strong", "--final-augment"])
     with pytest.raises(SystemExit):
