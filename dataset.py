@@ -76,6 +76,10 @@ class Dataset:
         """Whether these are one's own pictures in folders: no museums, and no row of the study's."""
         return self.image_folder == self.root
 
+    def study_cell(self, figure):
+        """A figure of the study's as cells of a table: none where the study says nothing of the data."""
+        return () if self.in_folders else (figure,)
+
     @property
     def notice(self):
         """The sentence that every output carries, or None where the data is real."""

@@ -269,10 +269,7 @@ def save_confusion(run, dataset, row, labels, predicted, grid):
 
 def print_rows(rows, model, dataset):
     """The rows of metrics.json as a table, forests beside the study's figures where those say anything."""
-
-    def study(figure):
-        return () if dataset.in_folders else (figure,)
-
+    study = dataset.study_cell
     names = {"min_samples_leaf": "leaf", "n_estimators": "trees", "C": "C"}
     settings = [key for key in names if key in rows[0]]
     header = ("layers", "features", "discretised", *(names[key] for key in settings))

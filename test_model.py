@@ -255,9 +255,7 @@ def print_report(figures, dataset):
     def cells(row):
         return [f"{row[key]:.2f}" for key in keys[:3]] + [f"{row['support']:.0f}"]
 
-    def study(figure):
-        return () if dataset.in_folders else (figure,)
-
+    study = dataset.study_cell
     official = len(dataset.labels) == len(TEST_F1)
     rows = []
     for index, label in enumerate(dataset.labels):

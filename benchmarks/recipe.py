@@ -10,12 +10,12 @@ TrashNet (six materials; needs the folder of real photographs beside the reposit
 VGG19 blocks 1-3 and pretraining on the demo's textures. Two parts, as unfrozen training is slow on a CPU:
 
     dense       only the head trains, at 64 pixels: all candidates together, then one of them changed
-    unfrozen    then block4 and block5 too, at 32 pixels: the strong recipe and mirror images in the test,
-                without these (the strong recipe itself), then one candidate added
+    unfrozen    then block4 and block5 too, at 32 pixels: the strong recipe, then one candidate added
 
-In each also the study's recipe; the flags of finetune.py are printed. The figure is the accuracy on the
-test split of the epoch with the best validation accuracy; differences are to the same seed of the first
-row. On a CPU PyTorch trains these small pictures faster than TensorFlow: KERAS_BACKEND=torch.
+In each also the strong recipe and the study's; the flags of finetune.py are printed. The figures are the
+accuracies on the test split of the epoch with the best validation accuracy, with mirror images (--flips)
+and without; differences are to the same seed of the first row. On a CPU PyTorch trains these small pictures
+faster than TensorFlow: KERAS_BACKEND=torch.
 """
 
 import argparse
@@ -27,16 +27,13 @@ from pathlib import Path
 import numpy as np
 from measure import PHOTOGRAPHS, ROOT, describe_machine
 
-COUNTS = {"train": 50, "val": 20, "test": None}  # photographs a class, for training from scratch
-SMALL = "data/trashnet-50"
 PARTS = {
     "dense": "--unfreeze none --image-size 64 --learning-rate 1e-3 --epochs 20",
     "unfrozen": "--unfreeze block4 --image-size 32 --learning-rate 1e-3 --epochs 15 --fine-tune-epochs 6"
     " --fine-tune-learning-rate 1e-4",
 }
 STRONG, STUDY = "--recipe strong", "--recipe study"
-MIRRORED = f"{STRONG} --flips"  # tested on mirror images too
-CANDIDATES = f"{MIRRORED} --head iii --optimizer adamw --label-smoothing 0.1 --average-weights"
+CANDIDATES = f"{STRONG} --head iii --optimizer adamw --label-smoothing 0.1 --average-weights"
 # The flags of each row; the first one is what the others are compared with.
 ROWS = {
     "dense": {
@@ -48,32 +45,21 @@ ROWS = {
         "constant learning rate": f"{CANDIDATES} --schedule constant",
         "no label smoothing": f"{CANDIDATES} --label-smoothing 0",
         "no averaged weights": f"{CANDIDATES} --no-average-weights",
-        "the strong recipe, mirror images": MIRRORED,
         "the strong recipe": STRONG,
         "the study's recipe": STUDY,
     },
     "unfrozen": {
-        "the strong recipe, mirror images": MIRRORED,
-        "light augmentation": f"{MIRRORED} --augment --augmentation light",
-        "mixup 0.2": f"{MIRRORED} --mixup 0.2",
+        "the strong recipe": STRONG,
+        "light augmentation": f"{STRONG} --augment --augmentation light",
+        "mixup 0.2": f"{STRONG} --mixup 0.2",
         "the study's recipe": STUDY,
     },
 }
 
 
-def link_photographs(folder):
-    """Make `folder`/SPLIT/CLASS with links to the first COUNTS photographs of each class."""
-    for split, count in COUNTS.items():
-        for of_class in sorted((PHOTOGRAPHS / split).iterdir()):
-            place = folder / split / of_class.name
-            place.mkdir(parents=True, exist_ok=True)
-            for path in sorted(of_class.iterdir())[:count]:
-                if not (place / path.name).exists():
-                    (place / path.name).symlink_to(path.resolve())
-
-
 def test_accuracies(flags, activations):
-    """{flips: accuracy on the test split} of one training with these flags of finetune.py.
+    """{True: accuracy on the test split with mirror images, False: without} of one training with these
+    flags of finetune.py.
 
     activations: {} at first, then what the frozen convolutions give for the test split.
     """
@@ -114,9 +100,8 @@ def test_accuracies(flags, activations):
             activations[flip] = np.concatenate(parts)
     plain, mirrored = (np.asarray(upper.predict(activations[flip], verbose=0)) for flip in (False, True))
     labels = dataset.splits["test"].labels
-    shown = {False: plain, True: (plain + mirrored) / 2}
-    found = {flips: float(np.mean(p.argmax(axis=1) == labels)) for flips, p in shown.items()}
-    return found if args.flips else {False: found[False]}
+    shown = {True: (plain + mirrored) / 2, False: plain}
+    return {flips: float(np.mean(p.argmax(axis=1) == labels)) for flips, p in shown.items()}
 
 
 def main():
@@ -131,12 +116,11 @@ def main():
     if not PHOTOGRAPHS.is_dir():
         sys.exit("There are no real photographs beside the repository, so there is nothing to measure.")
     os.chdir(ROOT)
-    link_photographs(Path(SMALL))
     data, rows = os.path.relpath(PHOTOGRAPHS), ROWS[args.part]
     print(describe_machine())
     print("TrashNet, 'VGG19 blocks 1-3', pretrained on the demo's textures\n", flush=True)
     figures, activations = {}, {}
-    base, without = next(iter(rows)), "no mirror images in the test"
+    base = next(iter(rows))
     for seed in args.seeds:
         for name, variant in rows.items():
             if args.only and name not in (base, *args.only):
@@ -145,16 +129,17 @@ def main():
             stdout, sys.stdout = sys.stdout, open(os.devnull, "w")  # Keras' lines of every epoch
             found = test_accuracies(flags, activations)
             sys.stdout = stdout
-            figures.setdefault(name, []).append(found[max(found)])
-            if name == base:
-                figures.setdefault(without, []).append(found[False])
-            print(f"  {100 * found[max(found)]:.2f}  finetune.py {flags}", flush=True)
-    print(f"\ntest accuracy in percent, seeds {args.seeds}; mean; mean difference to {base} (each seed's)")
+            for flips, accuracy in found.items():
+                figures.setdefault(name + ", mirror images" * flips, []).append(accuracy)
+            both = " ".join(f"{100 * accuracy:.2f}" for accuracy in found.values())
+            print(f"  {both}  finetune.py {flags}", flush=True)
+    first = next(iter(figures))
+    print(f"\ntest accuracy in percent, seeds {args.seeds}; mean; mean difference to {first} (each seed's)")
     for name, found in figures.items():
-        row, difference = np.array(found), np.array(found) - np.array(figures[base])
+        row, difference = np.array(found), np.array(found) - np.array(figures[first])
         shown = " ".join(f"{100 * value:6.2f}" for value in row)
         each = " ".join(f"{100 * value:+.2f}" for value in difference)
-        print(f"  {name:<32}{shown}  {100 * row.mean():6.2f}  {100 * difference.mean():+.2f} ({each})")
+        print(f"  {name:<46}{shown}  {100 * row.mean():6.2f}  {100 * difference.mean():+.2f} ({each})")
 
 
 if __name__ == "__main__":
