@@ -6,20 +6,23 @@ Keras is imported inside the functions that need it, so that `--help` answers at
 
 import argparse
 import functools
+import logging
 import os
 import random
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from distribution import add_distribution_arguments, current_share, feeds_whole_batches
-from files import BadInput, read_json
-from study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, HEADS
+from transfer.devices import Share, current_share, feeds_whole_batches
+from transfer.files import read_json
+from transfer.screen import BadInput
+from transfer.study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, HEADS
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Flags and messages ----------------------------------------------------------------------
+# Flags -----------------------------------------------------------------------------------
 
 
 def add_shared_arguments(parser, resume=False):
@@ -89,8 +92,21 @@ def parse_arguments(parser, argv):
 
 
 def add_compute_arguments(group, workers=False):
-    """--precision and --devices, for the scripts that build a network; --workers where it is trained."""
-    add_distribution_arguments(group, positive, workers)
+    """--devices and --precision, for the scripts that build a network; --workers where it is trained."""
+    group.add_argument(
+        "--devices",
+        type=positive,
+        metavar="N",
+        help="share each batch out among N local devices (default: all accelerators; without one, N "
+        "virtual devices of the CPU, to try it out)",
+    )
+    if workers:
+        group.add_argument(
+            "--workers",
+            action="store_true",
+            help="this process is one of several, on any machines, that train together, as TF_CONFIG "
+            "(tensorflow) or KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID (jax) say",
+        )
     group.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
@@ -145,82 +161,68 @@ def import_keras():
         os.dup2(keep, 2)
         os.close(keep)
         os.close(null)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # of retracing, which is meant where it is done
     return keras
 
 
 # Batches and augmentation ----------------------------------------------------------------
 
 
-@functools.cache
-def _batches_class():
-    """The PyDataset behind `batches`; made at the first call, as its base class needs Keras."""
-    import keras
+@dataclass
+class Batches:
+    """Batches of (inputs, labels), drawn by (seed, epoch, row) alone; `fitting.Feed` gives them to Keras.
 
-    class Batches(keras.utils.PyDataset):
-        def __init__(
-            self, inputs, labels, batch_size, seed, augment, preprocess, epoch, classes, mixup, share
-        ):
-            super().__init__(workers=min(4, os.cpu_count()), max_queue_size=8)
-            self.inputs, self.labels, self.batch_size = inputs, labels, batch_size
-            self.seed, self.augment, self.preprocess, self.epoch = seed, augment, preprocess, epoch
-            self.classes, self.mixup, self.share = classes, mixup, share
-
-        def __len__(self):
-            return -(-len(self.labels) // self.batch_size)
-
-        def rows(self, index):
-            """Rows of batch `index`, which depend on (seed, epoch, index) alone."""
-            order = np.arange(len(self.labels))
-            if self.seed is not None:
-                order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-            return order[index * self.batch_size : (index + 1) * self.batch_size]
-
-        def __getitem__(self, index):
-            rows = self.rows(index)
-            count = len(rows)
-            rows = np.resize(rows, count + -count % self.share.replicas)  # repeats the first ones
-            x = self.inputs[rows].astype("float32")  # a copy: preprocess_input writes into it
-            if self.augment:
-                x = augment_images(x, rows, self.seed, self.epoch, self.augment)
-            if self.preprocess:
-                x = keras.applications.vgg16.preprocess_input(x)
-            y = self.labels[rows]
-            if self.classes:
-                y = np.eye(self.classes, dtype="float32")[y]
-            if self.mixup:
-                x, y = mix_up(x, y, self.mixup, [self.seed, self.epoch, index, 0])
-            if self.share.replicas == 1:
-                return x, y
-            counts = (np.arange(len(rows)) < count).astype("float32")  # those repeated count nothing
-            if self.seed is not None:  # in training the loss is a mean over all rows: keep its size
-                counts *= len(rows) / count
-            if feeds_whole_batches():
-                return x, y, counts
-            parts = (np.array_split(part, self.share.workers) for part in (x, y, counts))
-            return tuple(part[self.share.worker] for part in parts)
-
-        def on_epoch_end(self):
-            self.epoch += 1
-
-    return Batches
-
-
-def batches(
-    inputs, labels, batch_size, seed=None, augment=None, preprocess=True, epoch=0, classes=None, mixup=0
-):
-    """Batches of (inputs, labels) as a `keras.utils.PyDataset`.
-
-    inputs: array or memory map (n, ...): uint8 RGB images, or activations with preprocess=False.
-    labels: (n,) int64. seed: shuffle by (seed, epoch); None keeps the order of the rows.
-    augment: ranges (study.AUGMENTATION) of a new transformation for each image by (seed, epoch, row).
-    epoch: the first one. classes: give the labels as float32 (b, classes), one 1 a row. mixup: mix each
-    image and label with another of the batch (see `mix_up`).
     Each item is (float32 (b, ...), int64 (b,)); the last batch holds what is left over. On several devices
     a third part, float32 (b,), gives the rows' weights: the batch is filled up with rows of weight 0 to
     what the devices share out evenly.
     """
-    settings = (inputs, labels, batch_size, seed, augment, preprocess, epoch, classes, mixup)
-    return _batches_class()(*settings, current_share())
+
+    inputs: np.ndarray  # (n, ...), perhaps a memory map: uint8 RGB images, or activations
+    labels: np.ndarray  # (n,) int64
+    batch_size: int
+    seed: int = None  # of the order of the rows in each epoch; None keeps them as they are
+    epoch: int = 0  # the first one
+    augment: dict = None  # ranges (study.AUGMENTATION) of a new transformation for each image
+    mixup: float = 0  # mix each image and label with another of the batch: see `mix_up`
+    preprocess: bool = True  # inputs are images, to be given as `preprocess_input` does
+    classes: int = None  # give the labels as float32 (b, classes), one 1 a row
+    share: Share = field(default_factory=lambda: current_share())  # of this moment
+
+    def __len__(self):
+        return -(-len(self.labels) // self.batch_size)
+
+    def rows(self, index):
+        """Rows of batch `index`, which depend on (seed, epoch, index) alone."""
+        order = np.arange(len(self.labels))
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        return order[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def __getitem__(self, index):
+        from keras.applications.vgg16 import preprocess_input
+
+        rows = self.rows(index)
+        count = len(rows)
+        rows = np.resize(rows, count + -count % self.share.replicas)  # repeats the first ones
+        x = self.inputs[rows].astype("float32")  # a copy: preprocess_input writes into it
+        if self.augment:
+            x = augment_images(x, rows, self.seed, self.epoch, self.augment)
+        if self.preprocess:
+            x = preprocess_input(x)
+        y = self.labels[rows]
+        if self.classes:
+            y = np.eye(self.classes, dtype="float32")[y]
+        if self.mixup:
+            x, y = mix_up(x, y, self.mixup, [self.seed, self.epoch, index, 0])
+        if self.share.replicas == 1:
+            return x, y
+        counts = (np.arange(len(rows)) < count).astype("float32")  # those repeated count nothing
+        if self.seed is not None:  # in training the loss is a mean over all rows: keep its size
+            counts *= len(rows) / count
+        if feeds_whole_batches():
+            return x, y, counts
+        parts = (np.array_split(part, self.share.workers) for part in (x, y, counts))
+        return tuple(part[self.share.worker] for part in parts)
 
 
 def mix_up(x, y, alpha, seed):
@@ -238,7 +240,7 @@ def outputs_of(model, images, batch_size):
 
     Not compiled with XLA: on a CPU that is slower (benchmarks/README.md).
     """
-    source = batches(images, np.zeros(len(images), "int64"), batch_size)
+    source = Batches(images, np.zeros(len(images), "int64"), batch_size)
     if source.share.replicas == 1:
         predict = model.predict_on_batch
     else:  # that would not share the batch out
@@ -248,13 +250,6 @@ def outputs_of(model, images, batch_size):
         return np.asarray(predict(source[start // batch_size][0]), "float32")[: stop - start]
 
     return produce
-
-
-def probabilities_of(model, x, flips=False):
-    """Softmax float32 (b, classes) of preprocessed images x (b, h, w, 3); flips: the mean of that of each
-    image and of its mirror image."""
-    views = (x, x[:, :, ::-1]) if flips else (x,)
-    return np.mean([np.asarray(model.predict_on_batch(view), "float32") for view in views], axis=0)
 
 
 def draw_augmentation(rng, height, width, ranges=AUGMENTATION):
@@ -376,24 +371,21 @@ def split_model(model, boundary):
 # Callbacks -------------------------------------------------------------------------------
 
 
-def training_callbacks(checkpoint, on_epoch_end, done=(), average_weights=False, tensorboard=None):
-    """Early stopping on val_loss, the weights of the best val_accuracy kept in `checkpoint`.
+def training_callbacks(checkpoint, done=(), average_weights=False):
+    """Early stopping on val_loss, and the weights of the best val_accuracy kept in `checkpoint`.
 
-    checkpoint: path that may hold {epoch}. on_epoch_end(epoch, logs): called last. done: the figures
-    of the epochs that an interrupted training has behind it. Keras saves neither callback's state, but
-    it follows from these: early stopping is shown them again, the checkpoint starts from their best.
-    average_weights: validate and keep the optimizer's moving averages instead of the weights; training
-    goes on from the weights. tensorboard: a folder for Keras' TensorBoard callback.
+    checkpoint: path that may hold {epoch}. done: the figures of the epochs that an interrupted training has
+    behind it. Keras saves neither callback's state, but it follows from these. average_weights: validate
+    and keep the optimizer's moving averages instead of the weights; training goes on from the weights.
     """
     import keras
 
-    stopping = keras.callbacks.EarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE)
+    from transfer.fitting import CheckpointOfAverages, ResumedEarlyStopping
 
-    def replay(logs):
-        for epoch, figures in enumerate(done):
-            stopping.on_epoch_end(epoch, figures)
-
-    kept = keras.callbacks.ModelCheckpoint(
+    stopping = ResumedEarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE)
+    stopping.done = done
+    kept = CheckpointOfAverages if average_weights else keras.callbacks.ModelCheckpoint
+    kept = kept(
         checkpoint,
         monitor="val_accuracy",
         mode="max",
@@ -401,15 +393,7 @@ def training_callbacks(checkpoint, on_epoch_end, done=(), average_weights=False,
         save_weights_only=True,
         initial_value_threshold=max((row["val_accuracy"] for row in done), default=None),
     )
-    last = keras.callbacks.LambdaCallback(on_train_begin=replay, on_epoch_end=on_epoch_end)
-    following = [keras.callbacks.TensorBoard(tensorboard, write_graph=False)] if tensorboard else []
-    if not average_weights:
-        return [stopping, kept, *following, last]
-    # It swaps weights and averages before validation and back after it, and so around the checkpoint.
-    swap = keras.callbacks.SwapEMAWeights()
-    swap_in = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: swap.on_test_begin())
-    swap_out = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: swap.on_test_end())
-    return [swap, stopping, swap_in, kept, swap_out, *following, last]
+    return [stopping, kept]
 
 
 # Layer-wise pooling ----------------------------------------------------------------------

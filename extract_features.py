@@ -15,10 +15,17 @@ import argparse
 from pathlib import Path
 
 from common import add_shared_arguments, resolve_arguments
-from dataset import SPLITS, load_dataset
-from features import add_feature_arguments, extract_features, features_folder, resolve_model
-from files import BadInput, read_json
-from record import print_configuration, print_notice, run_script
+from transfer.dataset import SPLITS, load_dataset
+from transfer.features import (
+    Extraction,
+    Source,
+    add_feature_arguments,
+    extract_features,
+    features_folder,
+    resolve_model,
+)
+from transfer.files import read_json
+from transfer.screen import BadInput, print_configuration, print_notice, run_script
 
 
 def parse_args(argv=None):
@@ -26,7 +33,7 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     group = parser.add_argument_group("the features")
-    add_feature_arguments(group)
+    add_feature_arguments(group, layers="all")
     group.add_argument(
         "--splits",
         default=",".join(SPLITS),
@@ -45,10 +52,12 @@ def main(argv=None):
     dataset = load_dataset(args.data, args.seed)
     resolve_model(args, dataset)
     resolve_arguments(args, dataset)
-    print_configuration(args, dataset, "extract_features.py")
+    print_configuration(args, dataset)
 
-    folder = Path(args.out) if args.out else features_folder(args, dataset, args.layers)
-    extract_features(args, dataset, args.layers, splits, folder, check=bool(args.out))
+    source = Source(args.model, args.layers, args.image_size, args.seed, args.precision)
+    folder = Path(args.out or features_folder(source, dataset, args.skip_unreadable))
+    how = Extraction(args.batch_size, args.cache, args.skip_unreadable, args.devices)
+    extract_features(source, dataset, splits, folder, how, check=bool(args.out))
 
     print_notice(dataset.notice)
     columns = read_json(folder / "features.json")["layers"]

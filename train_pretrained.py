@@ -10,20 +10,12 @@ uniform, halves its variance at each (`benchmarks/initialisation.py` shows both)
 
 import argparse
 
-from common import (
-    add_shared_arguments,
-    build_model,
-    convolutions,
-    import_keras,
-    parse_arguments,
-    resolve_arguments,
-)
-from dataset import load_dataset, load_images
-from distribution import distributed
-from record import print_configuration, run_script, start_run
-from study import ALL_BLOCKS
-from training import add_training_arguments, check_tensorboard, finish_training, train_steps
-from weights import load_weights, weights_digest, with_precision
+from common import add_shared_arguments, parse_arguments, resolve_arguments
+from transfer.dataset import load_dataset
+from transfer.recipes import Step, add_training_arguments
+from transfer.screen import run_script
+from transfer.study import ALL_BLOCKS
+from transfer.training import run_training
 
 
 def parse_args(argv=None):
@@ -39,37 +31,28 @@ def parse_args(argv=None):
         "(default: %(default)s)",
     )
     group.add_argument("--augment", action="store_true", help="augment the training images")
-    add_training_arguments(parser, "pretraining")
+    add_training_arguments(parser, frozen=False)
     add_shared_arguments(parser, resume=True)
     return parse_arguments(parser, argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    check_tensorboard(args)
     dataset = load_dataset(args.data, args.seed)
     resolve_arguments(args, dataset)
-    keras = import_keras()
-    with distributed(keras, args) as share:
-        keras.utils.set_random_seed(args.seed)
-        print_configuration(args, dataset, "train_pretrained.py")
-
-        model = build_model(args.image_size, len(dataset.labels), args.top, name="vgg16_" + dataset.name)
-        load_weights(model, args.weights, args.seed)
-        model = with_precision(model, args.precision)
-        dataset, images, skipped = load_images(
-            dataset, ("train", "val"), args.image_size, args.cache, args.skip_unreadable
-        )
-        step = {"name": "all", "blocks": ALL_BLOCKS, "augment": args.augment}
-        step |= {"learning_rate": args.pretrain_learning_rate, "epochs": args.pretrain_epochs}
-        name = f"pretrained-{args.top}" + "-augment" * args.augment
-        decisive = {"steps": [step], "weights_sha256": weights_digest(model, convolutions(model))}
-        with start_run(args, dataset, name, skipped, share, **decisive) as run:
-            history = train_steps(model, [step], dataset, images, args, run)
-            finish_training(run, dataset, history, study=[])
-        print(
-            f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}"
-        )
+    step = Step(
+        "all",
+        ALL_BLOCKS,
+        args.pretrain_learning_rate,
+        args.pretrain_epochs,
+        args.batch_size,
+        args.seed,
+        args.optimizer,
+        "study" if args.augment else "none",
+    )
+    name = f"pretrained-{args.top}" + "-augment" * args.augment
+    run = run_training(args, dataset, args.top, [step], name)
+    print(f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ def work(args):
 
 def measure(args, folder):
     import common
-    import training
-    import weights
+    from transfer import training, weights
 
     keras = common.import_keras()
     keras.utils.set_random_seed(0)

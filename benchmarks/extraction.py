@@ -32,7 +32,7 @@ WITH_XLA = ("ours-xla", "ours-xla-bfloat16")  # slower on a CPU, so not ours
 
 def keras_network():
     import common
-    import weights
+    from transfer import weights
 
     common.import_keras()
     model = common.build_model(224, 1000, "fc")
@@ -59,7 +59,7 @@ def measure_matmul(_):
 
 
 def extract_ours(images, batch_size, precision, xla):
-    import weights
+    from transfer import weights
 
     common, model = keras_network()
     model = weights.with_precision(model, precision)

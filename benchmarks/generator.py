@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     import common
-    from study import AUGMENTATION
+    from transfer.study import AUGMENTATION
 
     common.import_keras()
     print(f"{describe_machine()}\n{args.images} {PICTURES}, batches of {args.batch_size}")

@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 import common
-import weights
-from dataset import demo_dataset, load_dataset, load_images
-from record import print_table
+from transfer import weights
+from transfer.dataset import demo_dataset, load_dataset
+from transfer.images import load_images
+from transfer.screen import print_table
 
 STEPS = 40
 

@@ -28,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from files import check_file  # noqa: E402
+from transfer.files import check_file  # noqa: E402
 
 KILLS_A_RUN = 4
 FAST = ("--image-size", "32", "--epochs", "3", "--fine-tune-epochs", "2")

@@ -30,9 +30,9 @@ def main():
     from sklearn.pipeline import Pipeline
     from sklearn.svm import LinearSVC
 
-    from dataset import load_dataset
-    from features import load_features
     from random_forest import LINEAR_ITERATIONS, LINEAR_TOLERANCE, embedding
+    from transfer.dataset import load_dataset
+    from transfer.features import load_features
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     dataset = load_dataset(args.data)

@@ -39,9 +39,9 @@ def pictures(count, folder, image_size=224):
     """
     from PIL import Image
 
-    from dataset import decode_image
-    from files import make_array
-    from get_data import MEDIUMS, draw_image
+    from transfer.demo import MEDIUMS, draw_image
+    from transfer.files import make_array
+    from transfer.images import decode_image
 
     paths = sorted(PHOTOGRAPHS.glob("train/*/*.jpg"))
 

@@ -52,9 +52,8 @@ def main():
     if not PHOTOGRAPHS.is_dir():
         sys.exit("There are no real photographs beside the repository, so there is nothing to measure.")
     import common
-    import training
-    import weights
-    from dataset import decode_image
+    from transfer import training, weights
+    from transfer.images import decode_image
 
     keras = common.import_keras()
     from sklearn.ensemble import RandomForestClassifier

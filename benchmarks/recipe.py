@@ -65,9 +65,10 @@ def test_accuracies(flags, activations):
     """
     import common
     import finetune
-    import training
-    from dataset import load_dataset, load_images
-    from weights import load_weights
+    from transfer import training
+    from transfer.dataset import load_dataset
+    from transfer.images import load_images
+    from transfer.weights import load_weights
 
     keras = common.import_keras()
     args = finetune.parse_args(flags.split())

@@ -41,8 +41,8 @@ def main():
         sys.exit("There are no real photographs beside the repository, so there are no filters either.")
     link_photographs(SMALL)
     from common import build_model, import_keras, outputs_of
-    from files import replace_with_checksum
-    from weights import load_weights
+    from transfer.files import replace_with_checksum
+    from transfer.weights import load_weights
 
     keras = import_keras()
     model = build_model(64, 2, "gap")

@@ -1,5 +1,7 @@
 """The tiny dataset that the tests run on: four mediums in MAMe's layout, 64 images of 48 pixels."""
 
+import ctypes
+import gc
 import hashlib
 import importlib
 import json
@@ -10,31 +12,44 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # for the processes of pytest-xdist: memory is given back
 
 SHARED = ROOT.parent / "shared"
 MEDIUMS = ["Bronze", "Oil on canvas", "Woodcut", "Woven fabric"]
 COUNTS = {"train": 8, "val": 3, "test": 5}  # images a class; the first class has 2 more in test
 
 
-def write_tiny(root, **defaults):
-    """Write the tiny dataset into `root`; returns its rows (file, medium, museum, split)."""
+def tiny_rows():
+    """(file, medium, museum, split) of the tiny dataset."""
+    return [
+        (
+            f"{split}.{index}.{number}.{'jpg' if number % 2 else 'jpeg'}",
+            medium,
+            f"Museum {number % 2}",
+            split,
+        )
+        for index, medium in enumerate(MEDIUMS)
+        for split, count in COUNTS.items()
+        for number in range(count + 2 * (split == "test" and index == 0))
+    ]
+
+
+def write_tiny(root):
+    """Write the tiny dataset into the new folder `root`."""
     from PIL import Image
 
-    from get_data import draw_image
+    from transfer.demo import draw_image
 
     (root / "data_256").mkdir(parents=True)
-    rows = []
-    for index, medium in enumerate(MEDIUMS):
-        for split, count in COUNTS.items():
-            for number in range(count + 2 * (split == "test" and index == 0)):
-                file = f"{split}.{index}.{number}.{'jpg' if number % 2 else 'jpeg'}"
-                picture = Image.fromarray(draw_image(medium, (len(split), number)))
-                picture.resize((48, 48)).save(root / "data_256" / file, "JPEG")
-                rows.append((file, medium, f"Museum {number % 2}", split))
+    rows = tiny_rows()
+    for file, medium, _, split in rows:
+        picture = Image.fromarray(draw_image(medium, (len(split), int(file.split(".")[2]))))
+        picture.resize((48, 48)).save(root / "data_256" / file, "JPEG")
     # not in the order of the classes, as MAMe's own rows are not
     order = np.random.default_rng(0).permutation(len(rows))
     write_csv(root, [rows[index] for index in order])
@@ -43,8 +58,7 @@ def write_tiny(root, **defaults):
     settings = {"name": "tiny", "image_size": 32, "weights": "none", "batch_size": 16}
     settings |= {"epochs": 2, "fine_tune_epochs": 1, "pretrain_epochs": 1, "learning_rate": 1e-3}
     settings |= {"notice": "TINY DATASET of the tests."}
-    (root / "defaults.json").write_text(json.dumps(settings | defaults))
-    return rows
+    (root / "defaults.json").write_text(json.dumps(settings))
 
 
 def write_csv(root, rows, header="Image file,Medium,Museum,Museum-based instance ID,Subset,Width"):
@@ -62,38 +76,93 @@ def write_checksum(path):
 
 
 @pytest.fixture(scope="session")
-def tiny_and_rows(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "tiny"
-    return root, write_tiny(root)
+def made_once(tmp_path_factory):
+    """made_once(name, make) -> the folder `name`, made by make(folder) in the first process that asks."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def give(name, make):
+        with FileLock(base / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
+            if not (base / name).exists():
+                (base / f"{name}.part").mkdir()
+                patch.chdir(base / f"{name}.part")
+                make(base / f"{name}.part")
+                (base / f"{name}.part").rename(base / name)
+        return base / name
+
+    return give
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_and_rows):
+def tiny(made_once):
     """Folder of the tiny dataset; read only."""
-    return tiny_and_rows[0]
+    return made_once("data", lambda folder: write_tiny(folder / "tiny")) / "tiny"
 
 
 @pytest.fixture
-def own_tiny(tiny_and_rows, tmp_path):
+def own_tiny(tiny, tmp_path):
     """Folder of a tiny dataset that the test may damage, and its rows (file, medium, museum, split)."""
     root = tmp_path / "own"
-    shutil.copytree(tiny_and_rows[0], root)
-    return root, tiny_and_rows[1]
+    shutil.copytree(tiny, root)
+    return root, tiny_rows()
 
 
 def call_script(name, *arguments):
     """Call a script's main in this process."""
-    importlib.import_module(name).main([str(argument) for argument in arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        importlib.import_module(name).main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="session")
-def stored_features(tiny, tmp_path_factory):
+def stored_features(tiny, made_once):
     """Folder of the features of an untrained VGG16 for the tiny dataset; read only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("extraction"))
+
+    def make(_):
         call_script("extract_features", "--data", tiny, "--model", "none")
-        (folder,) = Path("features").absolute().iterdir()
+
+    (folder,) = (made_once("extraction", make) / "features").iterdir()
     return folder
+
+
+@pytest.fixture(autouse=True)
+def freed():
+    """Give the networks of a test back when it ends."""
+    yield
+    if "keras" in sys.modules:
+        if not gc.get_freeze_count():
+            gc.freeze()  # what the imports made stays; without it a collection takes half a second
+        sys.modules["keras"].backend.clear_session(free_memory=True)
+        if sys.platform == "linux":
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def narrow_vgg16(patch):
+    """Give VGG16 an eighth of its filters, for what does not depend on their number: less to wait for."""
+    import keras
+
+    def vgg16(include_top, weights, input_shape):
+        x = inputs = keras.Input(input_shape)
+        for block, (count, filters) in enumerate(((2, 8), (2, 16), (3, 32), (3, 64), (3, 64)), 1):
+            for number in range(1, count + 1):
+                name = f"block{block}_conv{number}"
+                x = keras.layers.Conv2D(filters, 3, activation="relu", padding="same", name=name)(x)
+            x = keras.layers.MaxPooling2D(name=f"block{block}_pool")(x)
+        return keras.Model(inputs, x)
+
+    patch.setattr(keras.applications, "VGG16", vgg16)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The narrow VGG16, its steps not traced by TensorFlow, which takes longer than they do."""
+    narrow_vgg16(monkeypatch)
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow:
+        tensorflow.config.run_functions_eagerly(True)
+    yield
+    if tensorflow:
+        tensorflow.config.run_functions_eagerly(False)
 
 
 @pytest.fixture
@@ -104,16 +173,16 @@ def workdir(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def runs(tiny, stored_features, tmp_path_factory):
+def runs(tiny, stored_features, made_once):
     """A working folder with one network's and one forest's run; read only."""
-    folder = tmp_path_factory.mktemp("work")
-    shutil.copytree(stored_features, folder / "features" / stored_features.name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+
+    def make(folder):
+        shutil.copytree(stored_features, folder / "features" / stored_features.name)
         call_script("random_forest", "--data", tiny, "--trees", "12")
         call_script("finetune", "--data", tiny, "--epochs", "2", "--head", "i")
         shutil.rmtree(folder / "data")
-    return folder
+
+    return made_once("work", make)
 
 
 @pytest.fixture
@@ -132,11 +201,6 @@ def shared():
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script():
     """Call a script's main in this process: script("finetune", "--head", "i") -> None."""
-
-    def call(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        call_script(name, *arguments)
-
-    return call
+    return call_script

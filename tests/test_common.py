@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import common
-import weights
-from dataset import BadInput
-from study import AUGMENTATION
+from transfer import weights
+from transfer.fitting import Feed
+from transfer.screen import BadInput
+from transfer.study import AUGMENTATION
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def images():
 
 
 def test_every_row_comes_once_with_its_label_and_a_part_batch_is_kept(images):
-    source = common.batches(images, np.arange(10), 4, seed=1)
+    source = Feed(common.Batches(images, np.arange(10), 4, seed=1))
     assert isinstance(source, keras.utils.PyDataset)
     items = [source[index] for index in range(len(source))]
     assert [len(labels) for _, labels in items] == [4, 4, 2]
@@ -32,35 +33,35 @@ def test_every_row_comes_once_with_its_label_and_a_part_batch_is_kept(images):
 
 def test_shuffling_follows_seed_and_epoch_alone(images):
     def order(**settings):
-        source = common.batches(images, np.arange(10), 4, **settings)
+        source = common.Batches(images, np.arange(10), 4, **settings)
         return np.concatenate([source.rows(index) for index in range(len(source))]).tolist()
 
     assert order() == list(range(10))
     assert order(seed=1) == order(seed=1) != order(seed=2)
     assert order(seed=1, epoch=1) != order(seed=1)
-    source = common.batches(images, np.arange(10), 4, seed=1)
+    source = common.Batches(images, np.arange(10), 4, seed=1)
     source[2]  # drawn out of order, twice, before the epoch ends
     source[2]
-    source.on_epoch_end()
+    Feed(source).on_epoch_end()
     assert np.concatenate([source.rows(i) for i in range(3)]).tolist() == order(seed=1, epoch=1)
 
 
 def test_preprocessing_never_writes_into_the_cache(images):
     cache = images.astype("float32")
     before = cache.copy()
-    source = common.batches(cache, np.arange(10), 10)
+    source = common.Batches(cache, np.arange(10), 10)
     assert np.any(source[0][0] != before)
     np.testing.assert_array_equal(cache, before)
 
 
 def test_augmentation_is_the_same_for_the_same_seed_epoch_and_row(images):
     def first(**settings):
-        return common.batches(images, np.arange(10), 10, augment=AUGMENTATION, **settings)[0][0]
+        return common.Batches(images, np.arange(10), 10, augment=AUGMENTATION, **settings)[0][0]
 
     np.testing.assert_array_equal(first(seed=1), first(seed=1))
     assert np.abs(first(seed=1) - first(seed=1, epoch=1)).mean() > 1
-    whole = common.batches(images, np.arange(10), 10, seed=3, augment=AUGMENTATION)
-    parts = common.batches(images, np.arange(10), 3, seed=3, augment=AUGMENTATION)
+    whole = common.Batches(images, np.arange(10), 10, seed=3, augment=AUGMENTATION)
+    parts = common.Batches(images, np.arange(10), 3, seed=3, augment=AUGMENTATION)
     joined = np.concatenate([parts[index][0] for index in range(len(parts))])
     np.testing.assert_allclose(joined, whole[0][0], atol=1e-3)
 
@@ -150,7 +151,7 @@ def test_flattened_block5_pool_has_25088_values_at_224():
     assert model.get_layer("flatten").output.shape == (None, 25088)
 
 
-def test_splitting_shares_the_layers_and_their_results(images):
+def test_splitting_shares_the_layers_and_their_results(images, narrow):
     model = common.build_model(32, 4, "iii")
     lower, upper = common.split_model(model, "block5_pool")
     x = images.astype("float32")
@@ -181,9 +182,10 @@ def write_official(path, model, with_top, change=None):
         file.attrs["layer_names"] = names
 
 
-@pytest.fixture(scope="module")
-def pretrained():
-    model = common.build_model(32, 1000, "fc")
+@pytest.fixture
+def pretrained(narrow):
+    """A network with fc1, fc2 and predictions, as the official one has."""
+    model = common.build_model(32, 4, "i")
     weights.load_weights(model, "none", seed=7)
     return model
 
@@ -202,9 +204,11 @@ def test_official_h5_files_load_with_and_without_top(pretrained, tmp_path, with_
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_imagenet_weights_come_from_keras_applications(pretrained, monkeypatch, tmp_path):
+def test_imagenet_weights_come_from_keras_applications(monkeypatch, tmp_path):
+    original = common.build_model(32, 4, "gap")
+    weights.load_weights(original, "none", seed=7)
     path = tmp_path / "notop.h5"
-    write_official(path, pretrained, with_top=False)
+    write_official(path, original, with_top=False)
     asked = []
 
     def get_file(name, url, **_):
@@ -217,7 +221,7 @@ def test_imagenet_weights_come_from_keras_applications(pretrained, monkeypatch, 
     assert asked[0].endswith("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
     np.testing.assert_array_equal(
         model.get_layer("block5_conv3").get_weights()[0],
-        pretrained.get_layer("block5_conv3").get_weights()[0],
+        original.get_layer("block5_conv3").get_weights()[0],
     )
 
 
@@ -235,7 +239,7 @@ def test_a_mismatch_is_refused_by_layer_and_shape(pretrained, tmp_path):
     before = model.get_layer("block1_conv1").get_weights()[0]
     path = tmp_path / "a.h5"
     write_official(path, pretrained, False, ("block3_conv2", lambda a: [a[0][..., :7], a[1]]))
-    with pytest.raises(BadInput, match=r"block3_conv2.*\(3, 3, 256, 7\).*\(3, 3, 256, 256\)"):
+    with pytest.raises(BadInput, match=r"block3_conv2.*\(3, 3, 32, 7\).*\(3, 3, 32, 32\)"):
         weights.load_weights(model, str(path), seed=0)
     np.testing.assert_array_equal(model.get_layer("block1_conv1").get_weights()[0], before)
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -245,7 +249,7 @@ def test_a_mismatch_is_refused_by_layer_and_shape(pretrained, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["absent.h5", "absent.keras", "broken.h5", "broken.keras"])
-def test_an_absent_or_broken_file_is_named(tmp_path, name):
+def test_an_absent_or_broken_file_is_named(tmp_path, narrow, name):
     if name.startswith("broken"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 not a model")
     with pytest.raises(BadInput, match=name):
@@ -267,34 +271,36 @@ def test_new_weights_are_he_normal_and_follow_the_seed():
 # Pooling ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("head", "layers", "count"),
-    [
-        ("fc", "all", 12416),
-        ("fc", "conv", 4224),
-        ("fc", "last", 1472),
-        ("fc", "block5_conv3", 512),
-        ("fc", "fc2,block1_conv1", 4096 + 64),
-        ("iii", "all", 4992),
-        ("iii", "conv", 4224),
-    ],
-)
-def test_feature_counts(head, layers, count):
+COUNTS = {
+    "fc": {
+        "all": 12416,
+        "conv": 4224,
+        "last": 1472,
+        "block5_conv3": 512,
+        "fc2,block1_conv1": 4096 + 64,
+    },
+    "iii": {"all": 4992, "conv": 4224},
+}
+
+
+@pytest.mark.parametrize("head", COUNTS)
+def test_feature_counts(head):
     model = common.build_model(32, 29, head)
-    pooled, columns = common.pooled_model(model, common.feature_layers(model, layers))
-    assert pooled.output_shape == (None, count)
-    stops = [stop for _, stop in columns.values()]
-    assert [start for start, _ in columns.values()] == [0, *stops[:-1]]
-    assert stops[-1] == count
+    for layers, count in COUNTS[head].items():
+        pooled, columns = common.pooled_model(model, common.feature_layers(model, layers))
+        assert pooled.output_shape == (None, count), layers
+        stops = [stop for _, stop in columns.values()]
+        assert [start for start, _ in columns.values()] == [0, *stops[:-1]]
+        assert stops[-1] == count
 
 
-def test_an_unknown_layer_is_named_with_the_known_ones():
+def test_an_unknown_layer_is_named_with_the_known_ones(narrow):
     model = common.build_model(32, 29, "iii")
     with pytest.raises(BadInput, match="'block9_conv1'.*block5_conv3, fc1, fc2, fc3"):
         common.feature_layers(model, "block9_conv1")
 
 
-def test_pooled_values_equal_numpys_mean_of_the_raw_activations(images):
+def test_pooled_values_equal_numpys_mean_of_the_raw_activations(images, narrow):
     model = common.build_model(32, 4, "iii")
     weights.load_weights(model, "none", seed=0)
     names = common.feature_layers(model, "all")

@@ -8,7 +8,9 @@ import pytest
 from conftest import COUNTS, MEDIUMS, write_csv
 from PIL import Image
 
-from dataset import BadInput, decode_image, load_dataset, load_images, supports
+from transfer.dataset import load_dataset, supports
+from transfer.images import decode_image, load_images
+from transfer.screen import BadInput
 
 TEST_SUPPORTS = {  # MAMe's test split, as the study's report lists them
     "Albumen photograph": 700,
@@ -129,19 +131,20 @@ def test_missing_folder_and_metadata_are_named(own_tiny):
 
 
 def test_images_equal_pillow_and_come_from_the_cache(tiny, tmp_path, monkeypatch):
-    dataset, images, skipped = load_images(load_dataset(tiny), ("val",), 32, tmp_path)
-    assert skipped == []
-    assert images["val"].dtype == np.uint8
-    assert images["val"].shape == (len(dataset.splits["val"].files), 32, 32, 3)
+    dataset = load_images(load_dataset(tiny), ("val",), 32, tmp_path)
+    assert dataset.skipped == []
+    images = dataset.splits["val"].images
+    assert images.dtype == np.uint8
+    assert images.shape == (len(dataset.splits["val"].files), 32, 32, 3)
     for row, file in enumerate(dataset.splits["val"].files):
         with Image.open(tiny / "data_256" / file) as image:
             expected = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
-        np.testing.assert_array_equal(images["val"][row], expected)
-    on_demand = load_images(dataset, ("val",), 32, "none")[1]["val"]
-    np.testing.assert_array_equal(on_demand[np.arange(5)], images["val"][:5])
-    monkeypatch.setattr("dataset.decode_image", None)  # the cache decodes nothing again
-    again = load_images(load_dataset(tiny), ("val",), 32, tmp_path)[1]["val"]
-    np.testing.assert_array_equal(again, images["val"])
+        np.testing.assert_array_equal(images[row], expected)
+    on_demand = load_images(dataset, ("val",), 32, "none").splits["val"].images
+    np.testing.assert_array_equal(on_demand[np.arange(5)], images[:5])
+    monkeypatch.setattr("transfer.images.decode_image", None)  # the cache decodes nothing again
+    again = load_images(load_dataset(tiny), ("val",), 32, tmp_path).splits["val"].images
+    np.testing.assert_array_equal(again, images)
 
 
 @pytest.mark.parametrize("cache", ["cache", "none"])
@@ -158,12 +161,14 @@ def test_unreadable_images_are_all_named_at_once_or_skipped(own_tiny, tmp_path, 
         load_images(dataset, ("train", "val"), 32, cache)
     assert all(file in str(error.value) for file in bad)
     assert "--skip-unreadable" in str(error.value)
-    kept, images, skipped = load_images(dataset, ("train", "val"), 32, cache, skip_unreadable=True)
-    assert sorted(skipped) == sorted(bad)
-    assert len(images["train"]) == len(kept.splits["train"].files) == 4 * COUNTS["train"] - 2
-    row = kept.splits["train"].files.tolist().index("train.3.2.jpeg")
+    kept = load_images(dataset, ("train", "val"), 32, cache, skip_unreadable=True)
+    assert sorted(kept.skipped) == sorted(bad)
+    assert kept.fingerprint == dataset.fingerprint
+    train = kept.splits["train"]
+    assert len(train.images) == len(train.files) == 4 * COUNTS["train"] - 2
+    row = train.files.tolist().index("train.3.2.jpeg")
     np.testing.assert_array_equal(
-        images["train"][[row]][0], decode_image(root / "data_256" / "train.3.2.jpeg", 32)
+        train.images[[row]][0], decode_image(root / "data_256" / "train.3.2.jpeg", 32)
     )
 
 

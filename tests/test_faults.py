@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import weights
-from dataset import BadInput, decode_image, load_dataset, load_images
-from features import load_features
+from transfer import weights
+from transfer.dataset import load_dataset
+from transfer.features import load_features
+from transfer.images import decode_image, load_images
+from transfer.screen import BadInput
 
 
 def run(*command, cwd, **options):
@@ -39,12 +41,13 @@ def assert_refused(done, *words):
 # Disks -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "limit"),
     [
         (("finetune.py", "--head", "i", "--epochs", "1"), 3_000_000),  # in the first epoch's weights
-        pytest.param(("random_forest.py", "--trees", "2"), 60_000, marks=pytest.mark.slow),  # in the images
-        pytest.param(("random_forest.py", "--trees", "2"), 400_000, marks=pytest.mark.slow),  # the features
+        (("random_forest.py", "--trees", "2"), 60_000),  # in the images
+        (("random_forest.py", "--trees", "2"), 400_000),  # in the features
     ],
 )
 def test_a_full_disk_is_said_and_gone_on_from(tiny, tmp_path, command, limit):
@@ -91,13 +94,20 @@ def test_no_space_left(tiny, mounted):
     assert len(list(folder.glob("runs/*/metrics.json"))) == 1
 
 
-def test_a_read_only_disk(tiny, mounted, stored_features):
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("finetune.py",), marks=pytest.mark.slow),
+        ("random_forest.py", "--trees", "2"),
+        ("get_data.py", "demo"),
+    ],
+)
+def test_a_read_only_disk(tiny, mounted, stored_features, command):
     folder = mounted()
     shutil.copytree(stored_features, folder / "features" / stored_features.name)
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-    for command in (("finetune.py",), ("random_forest.py", "--trees", "2"), ("get_data.py", "demo")):
-        flags = ("--data", tiny) if len(command) == 1 or "--trees" in command else ()
-        assert_refused(run(*command, *flags, cwd=folder), "Read-only file system")
+    flags = () if "demo" in command else ("--data", tiny)
+    assert_refused(run(*command, *flags, cwd=folder), "Read-only file system")
     # what is only read may lie on one
     load_features(folder / "features" / stored_features.name, load_dataset(tiny), "val", "all")
 
@@ -145,12 +155,12 @@ def test_files_that_are_no_pictures_are_all_named(own_tiny, workdir, cache):
         load_images(load_dataset(root), ("train", "val"), 32, cache)
     named = {line.strip() for line in str(error.value).splitlines()[1:]}
     assert named == set(kinds)
-    _, images, skipped = load_images(load_dataset(root), ("val",), 32, cache, skip_unreadable=True)
-    assert set(skipped) == set(kinds)
-    assert len(images["val"]) == sum(split == "val" for *_, split in rows)
+    dataset = load_images(load_dataset(root), ("val",), 32, cache, skip_unreadable=True)
+    assert set(dataset.skipped) == set(kinds)
+    assert len(dataset.splits["val"].images) == sum(split == "val" for *_, split in rows)
 
 
-def test_names_with_spaces_and_letters_of_any_script(own_tiny, workdir, script):
+def test_names_with_spaces_and_letters_of_any_script(own_tiny, workdir, narrow, script):
     root, rows = own_tiny
     names = ["a b.jpg", "Ölgemälde.v2.jpeg", "浮世絵.jpg", "-rf.jpg", "'quoted', twice.jpg"]
     renamed = dict(zip((file for file, _, _, split in rows if split == "train"), names))
@@ -184,7 +194,7 @@ def test_features_with_pickles_in_them_are_refused(tiny, tmp_path, stored_featur
         load_features(folder, load_dataset(tiny), "val", "all")
 
 
-def test_a_changed_network_is_refused_wherever_it_is_used(tiny, workdir, script):
+def test_a_changed_network_is_refused_wherever_it_is_used(tiny, workdir, narrow, script):
     script("finetune", "--data", tiny, "--head", "i", "--epochs", "1", "--out", "run")
     path = workdir / "run" / "model.keras"
     content = bytearray(path.read_bytes())

@@ -2,18 +2,23 @@
 
 import csv
 import json
-from importlib.util import find_spec
-from types import SimpleNamespace
+import re
 
 import keras
 import numpy as np
 import pytest
+from conftest import narrow_vgg16
 
 import common
-import training
-import weights
-from dataset import BadInput, load_dataset, load_images
-from study import UNFREEZE
+from transfer import activations, weights
+from transfer.activations import Kept
+from transfer.dataset import load_dataset
+from transfer.images import load_images
+from transfer.recipes import Step
+from transfer.resume import Resume
+from transfer.screen import BadInput
+from transfer.study import UNFREEZE
+from transfer.training import train_step
 
 FAST = ("--epochs", "1", "--fine-tune-epochs", "1")
 
@@ -28,19 +33,27 @@ def read_history(run):
         return list(csv.DictReader(file))
 
 
-def make(tiny, cache, head="iii", seed=0, **arguments):
-    """A model, its data, and arguments for `training.train_step`."""
+def make(tiny, cache, head="iii", seed=0):
+    """A network and the images that it is trained on."""
     keras.utils.set_random_seed(seed)
-    dataset, images, _ = load_images(load_dataset(tiny), ("train", "val"), 32, str(cache))
-    args = SimpleNamespace(batch_size=16, seed=seed, optimizer="adam", cache=str(cache), **arguments)
-    vars(args).update(precision="float32", cache_dtype="float32")
+    dataset = load_images(load_dataset(tiny), ("train", "val"), 32, str(cache))
     model = common.build_model(32, 4, head)
     weights.load_weights(model, "none", seed)
-    return model, dataset, images, args
+    return model, dataset
 
 
-def step(blocks=(), augment=False, learning_rate=1e-3, epochs=1):
-    return dict(name="", blocks=blocks, augment=augment, learning_rate=learning_rate, epochs=epochs)
+def step(blocks=(), **settings):
+    """A Step of one epoch, or as `settings` say."""
+    usual = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16, "seed": 0}
+    return Step("", blocks, **usual | settings)
+
+
+def train(model, planned, dataset, folder, kept=None):
+    """Train one Step, remembered in the new folder `folder`; returns the rows of its history."""
+    folder.mkdir(parents=True, exist_ok=True)
+    resume = Resume.read(folder)
+    train_step(model, planned, dataset, kept or Kept(str(folder)), resume)
+    return resume.history
 
 
 def snapshot(model):
@@ -58,12 +71,12 @@ def changed(before, model):
 # What trains ------------------------------------------------------------------------------
 
 
-def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path):
-    model, dataset, images, args = make(tiny, tmp_path)
+def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path, narrow):
+    model, dataset = make(tiny, tmp_path)
     head = {"batch_normalization", "fc1", "fc2", "fc3", "predictions"}
-    for name, blocks in UNFREEZE["stepped"]:
+    for number, (name, blocks) in enumerate(UNFREEZE["stepped"]):
         before = snapshot(model)
-        training.train_step(model, step(blocks), dataset, images, args, 0, tmp_path, lambda *_: None)
+        train(model, step(blocks), dataset, tmp_path / str(number))
         conv = {name for name in common.convolutions(model) if name.split("_")[0] in blocks}
         assert changed(before, model) == head | conv, name
     assert conv == set(common.convolutions(model))
@@ -74,57 +87,48 @@ def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path):
     [
         ((), "block5_pool", "float32", 2e-4),
         (("block4", "block5"), "block3_pool", "float32", 2e-4),
-        ((), "block5_pool", "float16", 5e-3),
+        pytest.param((), "block5_pool", "float16", 5e-3, marks=pytest.mark.slow),
     ],
 )
 def test_training_on_cached_activations_equals_the_uncached_run(
-    tiny, tmp_path, blocks, layer, cache_dtype, tolerance
+    tiny, tmp_path, narrow, blocks, layer, cache_dtype, tolerance
 ):
-    def train(cache):
-        model, dataset, images, args = make(tiny, tmp_path / "images", head="iii")
-        args.cache, args.cache_dtype = str(cache), cache_dtype
-        losses = []
-        training.train_step(
-            model,
-            step(blocks, epochs=2, learning_rate=1e-4 if blocks else 1e-3),
-            dataset,
-            images,
-            args,
-            0,
-            tmp_path,
-            lambda _, logs: losses.append((logs["loss"], logs["val_loss"])),
-        )
-        return losses, snapshot(model)
+    def losses(kept, folder):
+        model, dataset = make(tiny, tmp_path / "images", head="iii")
+        planned = step(blocks, epochs=2, learning_rate=1e-4 if blocks else 1e-3)
+        history = train(model, planned, dataset, folder, kept)
+        return [(row["loss"], row["val_loss"]) for row in history], snapshot(model)
 
-    cached, cached_weights = train(tmp_path / "images")
+    kept = Kept(str(tmp_path / "images"), cache_dtype)
+    cached, cached_weights = losses(kept, tmp_path / "cached")
     for path in (tmp_path / "images").glob(f"*{layer}*.npy"):
         assert np.load(path, mmap_mode="r").dtype == cache_dtype
     assert len(list((tmp_path / "images").glob(f"*{layer}*.npy"))) == 2
-    plain, plain_weights = train("none")
+    plain, plain_weights = losses(Kept("none"), tmp_path / "plain")
     np.testing.assert_allclose(cached, plain, rtol=tolerance)
     for name, arrays in plain_weights.items():
         for ours, theirs in zip(cached_weights[name], arrays):
             np.testing.assert_allclose(ours, theirs, atol=max(3e-4, tolerance))
 
 
-def test_activations_are_kept_only_where_there_is_room(tiny, tmp_path, monkeypatch, capsys):
-    model, dataset, images, args = make(tiny, tmp_path / "images", head="i")
-    arguments = (model, step(), dataset, images, args, 0, tmp_path, lambda *_: None)
+def test_activations_are_kept_only_where_there_is_room(tiny, tmp_path, narrow, monkeypatch, capsys):
+    model, dataset = make(tiny, tmp_path / "images", head="i")
+    kept = Kept(str(tmp_path / "images"))
     with monkeypatch.context() as patch:
-        patch.setattr(training, "CACHE_SHARE", 0)
-        training.train_step(*arguments)
+        patch.setattr(activations, "SHARE", 0)
+        train(model, step(), dataset, tmp_path / "1", kept)
     assert "too much, so each epoch computes them again" in capsys.readouterr().out
     assert not list((tmp_path / "images").glob("*pool*.npy"))
-    training.train_step(*arguments)
+    train(model, step(), dataset, tmp_path / "2", kept)
     assert "The activations of block5_pool, computed once, take 0.00 GB" in capsys.readouterr().out
-    training.train_step(*arguments)
+    train(model, step(), dataset, tmp_path / "3", kept)
     assert "activations" not in capsys.readouterr().out  # they are there and take nothing more
 
 
-def test_activation_cache_follows_the_weights(tiny, tmp_path):
-    for seed in (0, 1, 0):
-        model, dataset, images, args = make(tiny, tmp_path, seed=seed)
-        training.train_step(model, step(), dataset, images, args, 0, tmp_path, lambda *_: None)
+def test_activation_cache_follows_the_weights(tiny, tmp_path, narrow):
+    for number, seed in enumerate((0, 1, 0)):
+        model, dataset = make(tiny, tmp_path, seed=seed)
+        train(model, step(), dataset, tmp_path / str(number), Kept(str(tmp_path)))
     assert len(list(tmp_path.glob("*-train-*block5_pool*.npy"))) == 2
 
 
@@ -132,34 +136,42 @@ def test_activation_cache_follows_the_weights(tiny, tmp_path):
 
 
 def test_callbacks_stop_on_val_loss_and_keep_the_best_val_accuracy(tmp_path):
-    stop, checkpoint, _ = common.training_callbacks(tmp_path / "c.weights.h5", lambda *_: None)
+    stop, checkpoint = common.training_callbacks(tmp_path / "c.weights.h5")
+    assert isinstance(stop, keras.callbacks.EarlyStopping)
     assert (stop.monitor, stop.patience) == ("val_loss", 20)
+    assert isinstance(checkpoint, keras.callbacks.ModelCheckpoint)
     assert (checkpoint.monitor, checkpoint.mode, checkpoint.save_best_only) == ("val_accuracy", "max", True)
 
 
-def test_a_step_ends_with_the_weights_of_its_best_val_accuracy(tiny, tmp_path):
-    model, dataset, images, args = make(tiny, tmp_path, head="i")
-    seen = []
-    training.train_step(
-        model,
-        step(learning_rate=1e-3, epochs=8),
-        dataset,
-        images,
-        args,
-        0,
-        tmp_path,
-        lambda _, logs: seen.append(logs["val_accuracy"]),
-    )
+def test_a_step_ends_with_the_weights_of_its_best_val_accuracy(tiny, tmp_path, narrow):
+    model, dataset = make(tiny, tmp_path, head="i")
+    history = train(model, step(learning_rate=1e-3, epochs=8), dataset, tmp_path / "run")
+    seen = [row["val_accuracy"] for row in history]
     assert len(set(seen)) > 1  # else the test says nothing
-    val = common.batches(images["val"], dataset.splits["val"].labels, 16)
+    assert evaluate(model, dataset) == pytest.approx(max(seen))
+
+
+def evaluate(model, dataset):
+    """Keras' own accuracy on the validation split."""
+    x = keras.applications.vgg16.preprocess_input(np.array(dataset.splits["val"].images[:], "float32"))
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    assert model.evaluate(val, verbose=0, return_dict=True)["accuracy"] == pytest.approx(max(seen))
+    return model.evaluate(x, dataset.splits["val"].labels, verbose=0, return_dict=True)["accuracy"]
+
+
+def test_a_log_file_gets_a_line_now_and_then_within_an_epoch(tiny, tmp_path, narrow, monkeypatch, capsys):
+    monkeypatch.setattr("transfer.screen.LINE_EVERY", 0)
+    monkeypatch.setattr("transfer.screen.SHOWN_AFTER", 0)
+    model, dataset = make(tiny, tmp_path, head="gap")
+    train(model, step(), dataset, tmp_path / "run")
+    errors = capsys.readouterr().err
+    assert re.search(r"^epoch 1: 16 of 32 images, .*images/s, .* left$", errors, re.MULTILINE)
 
 
 # Scripts ----------------------------------------------------------------------------------
 
 
-def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys):
+def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys, monkeypatch):
+    narrow_vgg16(monkeypatch)
     arguments = ("--data", tiny, "--head", "iii", "--unfreeze", "stepped", "--final-augment")
     script("finetune", *arguments, *FAST)
     out = capsys.readouterr().out
@@ -174,7 +186,7 @@ def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys):
     history = read_history(run)
     names = [name for name, _ in UNFREEZE["stepped"]]
     assert [row["trained"] for row in history] == [*names, "all, augmented"]
-    assert [row["augment"] for row in history] == ["False"] * 3 + ["True"]
+    assert [row["augmentation"] for row in history] == ["none"] * 3 + ["study"]
     assert {row["dataset"] for row in history} == {"tiny"}
     metrics = json.loads((run / "metrics.json").read_text())
     best = max(history, key=lambda row: float(row["val_accuracy"]))
@@ -187,16 +199,11 @@ def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys):
     assert config["versions"]["keras"] == keras.__version__
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     # model.keras is the epoch that the metrics speak of
-    dataset, images, _ = load_images(load_dataset(tiny), ("val",), 32)
-    model = weights.load_model(run)
-    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    val = common.batches(images["val"], dataset.splits["val"].labels, 16)
-    assert model.evaluate(val, verbose=0, return_dict=True)["accuracy"] == pytest.approx(
-        metrics["val_accuracy"]
-    )
+    dataset = load_images(load_dataset(tiny), ("val",), 32)
+    assert evaluate(weights.load_model(run), dataset) == pytest.approx(metrics["val_accuracy"])
 
 
-def test_the_same_command_gives_the_same_figures_and_overwrites_nothing(tiny, workdir, script):
+def test_the_same_command_gives_the_same_figures_and_overwrites_nothing(tiny, workdir, narrow, script):
     for _ in range(2):
         script("finetune", "--data", tiny, "--head", "i", "--augment", *FAST)
     first, second = sorted((workdir / "runs").iterdir())
@@ -207,7 +214,7 @@ def test_the_same_command_gives_the_same_figures_and_overwrites_nothing(tiny, wo
     assert (workdir / "other" / "metrics.json").read_bytes() != one
 
 
-def test_a_named_folder_that_is_there_is_left_alone(tiny, workdir, script):
+def test_a_named_folder_that_is_there_is_left_alone(tiny, workdir, narrow, script):
     (workdir / "mine").mkdir()
     (workdir / "mine" / "metrics.json").write_text("{}")
     with pytest.raises(BadInput, match="mine.*--out"):
@@ -215,12 +222,12 @@ def test_a_named_folder_that_is_there_is_left_alone(tiny, workdir, script):
     assert (workdir / "mine" / "metrics.json").read_text() == "{}"
 
 
-def test_augment_with_final_augment_is_refused(tiny, workdir, script):
+def test_augment_with_final_augment_is_refused(tiny, workdir, narrow, script):
     with pytest.raises(BadInput, match="--final-augment"):
         script("finetune", "--data", tiny, "--augment", "--final-augment")
 
 
-def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir, script):
+def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir, narrow, script):
     script("train_pretrained", "--data", tiny, "--top", "gap")
     run = only_run(workdir)
     assert run.name == "tiny-pretrained-gap"
@@ -238,7 +245,7 @@ def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir,
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(tiny, workdir, script):
+def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(tiny, workdir, narrow, script):
     script("finetune", "--data", tiny, "--head", "iii", "--precision", "bfloat16", *FAST)
     run = only_run(workdir)
     model = weights.load_model(run)
@@ -263,19 +270,7 @@ def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(tiny, workdir,
         (("--image-size", "16"), "at least 32"),
     ],
 )
-def test_bad_flags_end_before_a_run_begins(tiny, workdir, script, flags, message):
+def test_bad_flags_end_before_a_run_begins(tiny, workdir, narrow, script, flags, message):
     with pytest.raises(BadInput, match=message):
         script("finetune", "--data", tiny, *flags)
     assert not (workdir / "runs").exists()
-
-
-def test_tensorboard_is_written_or_its_package_named(tiny, workdir, script, monkeypatch):
-    flags = ("--data", tiny, "--head", "i", "--tensorboard", "--out", "run", *FAST)
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "find_spec", lambda package: None)
-        with pytest.raises(BadInput, match="needs the package tensorboard"):
-            script("finetune", *flags)
-    assert not (workdir / "run").exists()
-    if find_spec("tensorboard") and find_spec("tensorflow"):
-        script("finetune", *flags)
-        assert list((workdir / "run" / "tensorboard" / "step-1").rglob("events.*"))

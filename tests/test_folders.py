@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import load_dataset, load_images, supports
-from files import BadInput
+from transfer.dataset import load_dataset, supports
+from transfer.images import load_images
+from transfer.screen import BadInput
 
 CLASSES = ["brick", "linen", "slate"]
 COLOURS = {"brick": (180, 60, 40), "linen": (220, 210, 180), "slate": (70, 80, 90)}
@@ -89,11 +90,11 @@ def test_folders_of_splits_are_taken_as_they_are(tmp_path, capsys):
             for number in range(count):
                 write_picture(root / split / label / f"{number}.png", label, number)
     (root / "defaults.json").write_text(json.dumps({"image_size": 32, "weights": "none"}))
-    dataset, images, _ = load_images(load_dataset(root), ("test",), 32, "none")
+    dataset = load_images(load_dataset(root), ("test",), 32, "none")
     assert supports(dataset, "test") == dict.fromkeys(CLASSES, 3)
     assert dataset.splits["test"].files[0] == "test/brick/0.png"
     assert (dataset.defaults["weights"], dataset.name) == ("none", "walls")
-    found = images["test"][np.arange(9)].mean(axis=(1, 2))
+    found = dataset.splits["test"].images[np.arange(9)].mean(axis=(1, 2))
     expected = np.array([COLOURS[dataset.labels[label]] for label in dataset.splits["test"].labels])
     assert np.abs(found - expected).max() < 12
     assert not (root / "split.csv").exists()
@@ -147,7 +148,7 @@ def test_a_picture_that_is_gone_is_named(classes, tmp_path):
         load_images(load_dataset(classes), ("val",), 32, tmp_path / "cache")
 
 
-def test_from_a_folder_of_photographs_to_a_confusion_matrix(classes, workdir, script, capsys):
+def test_from_a_folder_of_photographs_to_a_confusion_matrix(classes, workdir, narrow, script, capsys):
     """The README's path, on a folder that cannot say anything of MAMe."""
     (classes / "defaults.json").write_text(json.dumps({"image_size": 32, "weights": "none"}))
     flags = ("--data", classes, "--layers", "block3_conv3", "--classifier", "linear")

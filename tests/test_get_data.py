@@ -11,7 +11,9 @@ import pytest
 from conftest import COUNTS
 
 import get_data
-from dataset import BadInput, load_dataset, supports
+from transfer.dataset import load_dataset, supports
+from transfer.demo import MEDIUMS, demo_rows, draw_image
+from transfer.screen import BadInput
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_demo_has_mames_layout_and_says_what_it_is(tmp_path, script, capsys):
 
 
 def test_the_full_demo_test_split_is_not_balanced():
-    rows = get_data.demo_rows(1.0)
+    rows = demo_rows(1.0)
     counts = {}
     for _, medium, _, split in rows:
         counts[medium, split] = counts.get((medium, split), 0) + 1
@@ -114,11 +116,11 @@ def test_the_full_demo_test_split_is_not_balanced():
     assert len({file for file, *_ in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("medium", sorted(get_data.MEDIUMS))
+@pytest.mark.parametrize("medium", sorted(MEDIUMS))
 def test_demo_pictures_follow_their_seed(medium):
-    picture = get_data.draw_image(medium, (0, 1))
+    picture = draw_image(medium, (0, 1))
     assert picture.shape == (256, 256, 3)
     assert picture.dtype == np.uint8
     assert picture.std() > 8  # not blank
-    np.testing.assert_array_equal(picture, get_data.draw_image(medium, (0, 1)))
-    assert np.any(picture != get_data.draw_image(medium, (0, 2)))
+    np.testing.assert_array_equal(picture, draw_image(medium, (0, 1)))
+    assert np.any(picture != draw_image(medium, (0, 2)))

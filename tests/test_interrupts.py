@@ -1,6 +1,7 @@
 """Interrupted at any moment, everything goes on where it stopped and ends as if it had not been."""
 
 import csv
+import importlib
 import json
 import os
 import random
@@ -13,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, call_script, narrow_vgg16
 
 import common
-import files
 import random_forest
-import training
-import weights
-from dataset import load_dataset, load_images
-from files import BadInput, check_file, make_array
-from study import UNFREEZE
+from transfer import files, weights
+from transfer.dataset import load_dataset
+from transfer.files import check_file, make_array
+from transfer.images import load_images
+from transfer.screen import BadInput
+from transfer.study import UNFREEZE
 
 KILLED = Path(__file__).with_name("killed.py")
 RUN = ("--head", "iii", "--epochs", "2")
@@ -34,9 +35,9 @@ class Unplugged(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
+def no_curves(monkeypatch, narrow):
     """Drawing them takes longer than these epochs do."""
-    monkeypatch.setattr(training, "plot_curves", lambda *_: None)
+    monkeypatch.setattr("transfer.fitting.plot_curves", lambda *_: None)
 
 
 def outcome(run):
@@ -55,8 +56,11 @@ def assert_same(found, expected):
 
 
 def unplug_at(monkeypatch, name, call, before):
-    """Let the `call`-th call of training.<name> raise Unplugged, before or after it does its work."""
-    original, calls = getattr(training, name), [0]
+    """Let the `call`-th call of `name`, "<module>.<function>" as that module calls it, raise Unplugged,
+    before or after it does its work."""
+    module, function = name.split(".")
+    module = importlib.import_module(f"transfer.{module}")
+    original, calls = getattr(module, function), [0]
 
     def wrapper(*arguments, **settings):
         calls[0] += 1
@@ -67,7 +71,7 @@ def unplug_at(monkeypatch, name, call, before):
             raise Unplugged
         return result
 
-    monkeypatch.setattr(training, name, wrapper)
+    monkeypatch.setattr(module, function, wrapper)
 
 
 # Training --------------------------------------------------------------------------------
@@ -75,24 +79,22 @@ def unplug_at(monkeypatch, name, call, before):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, tmp_path_factory):
-    from conftest import call_script
-
     folder = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
+        narrow_vgg16(patch)
         patch.chdir(folder)
         patch.setitem(UNFREEZE, "none", STEPS)
-        patch.setattr(sys, "argv", ["finetune.py"])
         call_script("finetune", "--data", tiny, *RUN)
     (run,) = (folder / "runs").iterdir()
     return run
 
 
 MOMENTS = [  # each of both steps has 2 epochs; each epoch and each step ends with one commit
-    ("save_weights", 2, False),  # the second epoch's weights are written, but not committed
-    ("write_csv", 2, True),  # the last epoch is committed, but neither in history.csv nor its step
-    ("replace_with_checksum", 1, False),  # model.keras is there, its step is not committed
-    ("write_json", 3, False),  # between the steps
-    ("write_json", 7, True),  # all but metrics.json is there
+    ("resume.save_weights", 2, False),  # the second epoch's weights are written, but not committed
+    ("fitting.write_csv", 2, True),  # the last epoch is committed, but neither in history.csv nor its step
+    ("training.replace_with_checksum", 1, False),  # model.keras is there, its step is not committed
+    ("resume.write_json", 3, False),  # between the steps
+    ("training.write_json", 1, True),  # all but metrics.json is there
 ]
 
 
@@ -120,7 +122,7 @@ def test_early_stopping_counts_on_and_the_best_epoch_stays(tiny, workdir, monkey
     history = list(csv.DictReader((workdir / "whole" / "history.csv").open()))
     assert 3 <= len(history) < 30  # else the test says nothing
     with monkeypatch.context() as patch:
-        unplug_at(patch, "write_json", len(history) - 1, False)  # one epoch before it stops
+        unplug_at(patch, "resume.write_json", len(history) - 1, False)  # one epoch before it stops
         with pytest.raises(Unplugged):
             script("finetune", *flags, "--out", "cut")
     script("finetune", "--resume", "cut")
@@ -131,7 +133,7 @@ def test_dropout_and_augmentation_go_on_in_their_sequence(tiny, workdir, monkeyp
     flags = ("--data", tiny, "--head", "i", "--augment", "--epochs", "2")
     script("finetune", *flags, "--out", "whole")
     with monkeypatch.context() as patch:
-        unplug_at(patch, "write_json", 1, False)
+        unplug_at(patch, "resume.write_json", 1, False)
         with pytest.raises(Unplugged):
             script("finetune", *flags, "--out", "cut")
     state = json.loads((workdir / "cut" / "resume" / "state.json").read_text())
@@ -142,7 +144,7 @@ def test_dropout_and_augmentation_go_on_in_their_sequence(tiny, workdir, monkeyp
 
 def test_what_resume_refuses(tiny, workdir, monkeypatch, script):
     flags = ("--data", tiny, "--head", "i", "--epochs", "2")
-    unplug_at(monkeypatch, "write_json", 1, False)
+    unplug_at(monkeypatch, "resume.write_json", 1, False)
     with pytest.raises(Unplugged):
         script("finetune", *flags, "--out", "cut")
     before = (workdir / "cut" / "resume" / "state.json").read_bytes()
@@ -169,7 +171,7 @@ def test_weights_that_changed_since_are_not_gone_on_with(tiny, workdir, monkeypa
     write_base(0)
     flags = ("--data", tiny, "--weights", "base.keras", "--head", "i", "--epochs", "2", "--out", "cut")
     with monkeypatch.context() as patch:
-        unplug_at(patch, "write_json", 1, False)
+        unplug_at(patch, "resume.write_json", 1, False)
         with pytest.raises(Unplugged):
             script("finetune", *flags)
     write_base(1)
@@ -189,6 +191,7 @@ def test_a_run_that_another_process_writes_is_left_alone(tiny, workdir, script):
     assert sorted(path.name for path in (workdir / "runs").iterdir()) == [name, f"{name}-2"]
 
 
+@pytest.mark.slow
 def test_killed_for_real(tiny, tmp_path):
     """SIGKILL before changes to files drawn at random; benchmarks/interrupts.py does it many times."""
     command = [
@@ -281,7 +284,9 @@ def test_two_at_once_make_an_array_once(tmp_path):
     np.testing.assert_array_equal(*found)
 
 
-def test_extraction_goes_on_at_its_last_batch(tiny, workdir, stored_features, script, monkeypatch):
+def test_extraction_goes_on_at_its_last_batch(tiny, workdir, script, monkeypatch):
+    command = ("extract_features", "--data", tiny, "--model", "none", "--splits", "train")
+    script(*command, "--out", "whole")
     original, asked = files.fill_array, []
 
     def fill(part, shape, dtype, produce, block, description):
@@ -293,27 +298,26 @@ def test_extraction_goes_on_at_its_last_batch(tiny, workdir, stored_features, sc
 
         return original(part, shape, dtype, watched if "features" in description else produce, block, "")
 
-    monkeypatch.setattr("files.fill_array", fill)
-    command = ("extract_features", "--data", tiny, "--model", "none", "--splits", "train")
+    monkeypatch.setattr("transfer.files.fill_array", fill)
     with pytest.raises(Unplugged):
         script(*command)
     script(*command)
     assert asked == [0, 16, 16]
     (path,) = workdir.glob("features/*/train.npy")
-    assert path.read_bytes() == (stored_features / "train.npy").read_bytes()
+    assert path.read_bytes() == (workdir / "whole" / "train.npy").read_bytes()
 
 
 def test_a_grid_goes_on_at_its_last_forest(tiny, workdir, stored_features, script, monkeypatch):
     shutil.copytree(stored_features, workdir / "features" / stored_features.name)
     fitted = []
 
-    def save_confusion(run, dataset, row, *_):
+    def save_confusion(run, name, dataset, row, *_):
         fitted.append((row["layers"], row["discretize"], row["min_samples_leaf"], row["n_estimators"]))
         if len(fitted) in stops:
             raise Unplugged
 
     monkeypatch.setattr("random_forest.save_confusion", save_confusion)
-    monkeypatch.setattr(random_forest, "FOREST_LAYERS", ("last", "block5_conv3"))
+    monkeypatch.setitem(random_forest.DEFAULTS, "layers", ("all", ("last", "block5_conv3")))
     stops = ()
     script("random_forest", "--data", tiny, "--grid", "--out", "whole")
     settings, stops = fitted.copy(), (2, 11, 28)
@@ -333,7 +337,7 @@ def test_a_grid_goes_on_at_its_last_forest(tiny, workdir, stored_features, scrip
 def test_unreadable_images_are_remembered_over_an_interruption(own_tiny, tmp_path, monkeypatch):
     root, _ = own_tiny
     (root / "data_256" / "train.1.1.jpg").write_bytes(b"")
-    monkeypatch.setattr("dataset.DECODE_BLOCK", 4)
+    monkeypatch.setattr("transfer.images.DECODE_BLOCK", 4)
     dataset = load_dataset(root)
     expected = load_images(dataset, ("train",), 32, tmp_path / "whole", skip_unreadable=True)
     row = dataset.splits["train"].files.tolist().index("train.1.1.jpg")
@@ -349,15 +353,17 @@ def test_unreadable_images_are_remembered_over_an_interruption(own_tiny, tmp_pat
 
         return decode(part, shape, dtype, watched, block, description)
 
-    monkeypatch.setattr("files.fill_array", fill)
+    monkeypatch.setattr("transfer.files.fill_array", fill)
     with pytest.raises(Unplugged):
         load_images(dataset, ("train",), 32, tmp_path / "cut", skip_unreadable=True)
     found = load_images(dataset, ("train",), 32, tmp_path / "cut", skip_unreadable=True)
-    assert found[2] == expected[2] == ["train.1.1.jpg"]
-    everything = np.arange(len(expected[1]["train"]))
-    np.testing.assert_array_equal(found[1]["train"][everything], expected[1]["train"][everything])
+    assert found.skipped == expected.skipped == ["train.1.1.jpg"]
+    everything = np.arange(len(expected.splits["train"].files))
+    ours, theirs = (loaded.splits["train"].images[everything] for loaded in (found, expected))
+    np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_control_c_ends_cleanly_and_says_how_to_go_on(tiny, tmp_path):
     command = [sys.executable, "-u", str(ROOT / "finetune.py"), "--data", str(tiny), "--epochs", "500"]
 

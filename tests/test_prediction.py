@@ -9,11 +9,12 @@ import pytest
 from conftest import MEDIUMS
 from PIL import Image
 
-import explain
-import prediction
-from dataset import BadInput, decode_image, load_dataset
-from files import read_json
-from weights import load_model
+from transfer import prediction, report
+from transfer.dataset import load_dataset
+from transfer.files import read_json
+from transfer.images import decode_image
+from transfer.screen import BadInput
+from transfer.weights import load_model
 
 NETWORK, FOREST = "runs/tiny-finetune-i-none", "runs/tiny-forest-none-all-trees12-leaf2"
 
@@ -96,7 +97,7 @@ def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, runs):
 
     model = load_model(runs / NETWORK)
     images = np.stack([decode_image(tiny / "data_256" / f"test.{n}.0.jpeg", 32) for n in range(2)])
-    maps = explain.grad_cam(model, images)
+    maps = prediction.grad_cam(model, images)
     assert maps.shape == (2, 2, 2)
     lower, upper = split_model(model, "block5_conv3")
     softmax = upper.layers[-1]
@@ -121,8 +122,8 @@ def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, runs):
             expected[channel] = rise[0, chosen] / 2e-2 / 4  # the mean over the four positions
         softmax.activation = keras.activations.linear
         choice = keras.ops.one_hot([chosen], len(MEDIUMS))
-        slopes = explain.gradient(
-            lambda a, choice=choice: keras.ops.sum(explain.call_layers(upper, a) * choice),
+        slopes = prediction.gradient(
+            lambda a, choice=choice: keras.ops.sum(prediction.call_layers(upper, a) * choice),
             activations[row][None].astype("float32"),
         )
         softmax.activation = keras.activations.softmax
@@ -150,8 +151,8 @@ def test_explanations_are_drawn(tiny, in_runs, script, capsys):
 @pytest.mark.slow
 def test_the_gallery_shows_the_most_confident_mistakes(tiny, in_runs, script, monkeypatch):
     galleries = []
-    draw = explain.plot_gallery
-    monkeypatch.setattr(explain, "plot_gallery", lambda *given: galleries.append(given) or draw(*given))
+    draw = report.plot_gallery
+    monkeypatch.setattr(report, "plot_gallery", lambda *given: galleries.append(given) or draw(*given))
     script("test_model", "--run", NETWORK, "--data", tiny, "--explain")
     folder = in_runs / NETWORK / "test"
     with open(folder / "predictions.csv", newline="") as file:
@@ -169,19 +170,19 @@ def test_the_gallery_shows_the_most_confident_mistakes(tiny, in_runs, script, mo
 
 
 def test_importance_is_the_sum_over_a_layers_features(tiny, in_runs):
-    from features import load_pipeline
+    from transfer.classifiers import load_pipeline
 
     config = read_json(in_runs / FOREST / "config.json")
     pipeline = load_pipeline(in_runs / FOREST / "pipeline.skops")
     columns = config["features"]["layers"]
-    importance, features = explain.layer_importance(pipeline, columns, "all")
+    importance, features = prediction.layer_importance(pipeline, columns, "all")
     assert list(importance) == list(columns)
     assert sum(importance.values()) == pytest.approx(1)
     start, stop = columns["block3_conv2"]
     expected = pipeline[-1].feature_importances_[start:stop].sum()
     assert importance["block3_conv2"] == pytest.approx(expected)
     assert features["block3_conv2"] == pytest.approx(256 / 12416)
-    last, _ = explain.layer_importance(pipeline, {"a": [0, 12000], "b": [12000, 12416]}, "b,a")
+    last, _ = prediction.layer_importance(pipeline, {"a": [0, 12000], "b": [12000, 12416]}, "b,a")
     assert list(last) == ["a", "b"]  # in the order of the columns, as `take_layers` takes them
 
 

@@ -15,9 +15,12 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 import random_forest
 from common import discretise
-from dataset import BadInput, load_dataset
-from features import check_trees, load_features, load_pipeline, save_pipeline
-from study import FOREST_LAYERS
+from transfer import classifiers
+from transfer.classifiers import check_trees, load_pipeline, save_pipeline
+from transfer.dataset import load_dataset
+from transfer.features import load_features
+from transfer.screen import BadInput
+from transfer.study import FOREST_LAYERS
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def test_embedding_equals_numpys_with_the_training_statistics():
     train[:, 8] = 0
     val = rng.gamma(0.7, 40, (50, 40)).astype("float32")
     val[:, 7] = 3.3
-    steps = Pipeline(random_forest.embedding(True)).fit(train)
+    steps = Pipeline(classifiers.embedding(True)).fit(train)
     deviation = train.astype("float64").std(axis=0)
     deviation[[7, 8]] = 1
     for split in (train, val):
@@ -56,7 +59,13 @@ def test_embedding_equals_numpys_with_the_training_statistics():
 def test_forests_grown_from_smaller_ones_equal_those_fitted_alone():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(120, 30)).astype("float32"), rng.integers(0, 4, 120)
-    found = random_forest.fit_forests((x, y), (x, y), (100, 12, 50), (2, 7), False, 5, "test")
+    flags = ["--grid", "--no-discretize"]
+    settings = [
+        setting
+        for setting in random_forest.plan_settings(random_forest.parse_args(flags))
+        if setting["min_samples_leaf"] < 20
+    ]
+    found = classifiers.fit_classifiers(settings, (x, y), (x, y), False, 5)
     found = [(row["min_samples_leaf"], row["n_estimators"], pipeline) for pipeline, row, *_ in found]
     assert [(leaf, n) for leaf, n, _ in found] == [(a, b) for a in (2, 7) for b in (12, 50, 100)]
     for leaf, n_estimators, pipeline in found:
@@ -92,21 +101,23 @@ def test_the_linear_classifier_is_scikit_learns_on_standardised_features(
     tiny, workdir, features, script, capsys, discretize
 ):
     flags = ["--discretize"] * discretize
-    script("random_forest", "--data", tiny, "--classifier", "linear", "--c", "0.01", *flags)
+    script(
+        "random_forest", "--data", tiny, "--classifier", "linear", "--layers", "last", "--c", "0.01", *flags
+    )
     run = only_run(workdir)
-    assert run.name == "tiny-linear-none-all-c0.01" + "-discretised" * discretize
+    assert run.name == "tiny-linear-none-last-c0.01" + "-discretised" * discretize
     dataset = load_dataset(tiny)
-    (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s, "all") for s in ("train", "val"))
+    (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s, "last") for s in ("train", "val"))
     steps = [StandardScaler(), FunctionTransformer(discretise)][: 1 + discretize]
     alone = make_pipeline(*steps, LogisticRegression(C=0.01, max_iter=500)).fit(x, y)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["val_accuracy"] == pytest.approx(alone.score(x_val, y_val))
     assert metrics["accuracy"] == pytest.approx(alone.score(x, y))
-    assert (metrics["C"], metrics["n_features"]) == (0.01, 12416)
+    assert (metrics["C"], metrics["n_features"]) == (0.01, 1472)
     pipeline = load_pipeline(run / "pipeline.skops")
     np.testing.assert_allclose(pipeline.predict_proba(x_val), alone.predict_proba(x_val), atol=1e-5)
     out = capsys.readouterr().out
-    assert "Fitting linear classifiers on 32 x 12416 features" in out
+    assert "Fitting linear classifiers on 32 x 1472 features" in out
     script("test_model", "--run", run, "--data", tiny, "--explain")
     assert (run / "test" / "layer_importance.png").exists()
     assert not (run / "test" / "explained").exists()
@@ -133,7 +144,7 @@ def test_the_same_command_gives_the_same_metrics_to_the_byte(tiny, workdir, feat
 def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     tiny, workdir, features, script, monkeypatch
 ):
-    monkeypatch.setattr("features.feature_source", None)
+    monkeypatch.setattr("transfer.features.build_network", None)
     monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)  # 54 pictures
     opened, load = [], random_forest.load_features
     monkeypatch.setattr(random_forest, "load_features", lambda *a: opened.append(a[2]) or load(*a))
@@ -149,18 +160,18 @@ def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     assert metrics["val_accuracy"] == max(float(r["val_accuracy"]) for r in rows)
 
 
-def test_extracts_what_is_missing_by_itself(tiny, workdir, script):
+def test_extracts_what_is_missing_by_itself(tiny, workdir, narrow, script):
     script("random_forest", "--data", tiny, "--trees", "12", "--discretize", "--layers", "block5_conv3")
     (folder,) = (workdir / "features").iterdir()
     assert sorted(path.name for path in folder.glob("*.npy")) == ["train.npy", "val.npy"]
-    assert json.loads((only_run(workdir) / "metrics.json").read_text())["n_features"] == 512
+    assert json.loads((only_run(workdir) / "metrics.json").read_text())["n_features"] == 512 // 8
 
 
 @pytest.fixture
 def forest():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 5)).astype("float32"), rng.integers(0, 3, 60)
-    steps = random_forest.embedding(True)
+    steps = classifiers.embedding(True)
     return Pipeline([*steps, ("forest", RandomForestClassifier(3, random_state=0))]).fit(x, y), x
 
 

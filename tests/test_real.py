@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from dataset import BadInput, load_dataset, supports
+from transfer.dataset import load_dataset, supports
+from transfer.screen import BadInput
 
 COUNTS = {"train": 4, "val": 2, "test": 4}
 
@@ -37,7 +38,7 @@ def mame_layout(shared, tmp_path):
 
 
 @pytest.mark.real
-def test_counts_names_and_supports_on_real_metadata(mame_layout, workdir, script, capsys):
+def test_counts_names_and_supports_on_real_metadata(mame_layout, workdir, narrow, script, capsys):
     dataset = load_dataset(mame_layout)
     for split, count in COUNTS.items():
         assert supports(dataset, split) == dict.fromkeys(dataset.labels, count)
@@ -67,7 +68,7 @@ def test_imagenet_weights_that_cannot_be_had_are_said(mame_layout, workdir, scri
 
 @pytest.mark.real
 @pytest.mark.parametrize("layout", [pytest.param("DIR/SPLIT/CLASS", marks=pytest.mark.slow), "DIR/CLASS"])
-def test_photographs_in_folders_go_from_end_to_end(shared, workdir, script, capsys, layout):
+def test_photographs_in_folders_go_from_end_to_end(shared, workdir, narrow, script, capsys, layout):
     """TrashNet, six photographs of each material and split, to a confusion matrix and predictions."""
     root = workdir / "photographs"
     for of_class in sorted((shared / "real" / "trashnet").glob("*/*")):

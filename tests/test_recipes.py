@@ -1,19 +1,19 @@
 """recipes.py: the study's recipe, the strong one, and what the strong one is made of."""
 
+import dataclasses
 import json
 
 import keras
 import numpy as np
 import pytest
-from test_finetune import make, snapshot, step
+from test_finetune import make, snapshot, step, train
 from test_interrupts import Unplugged, assert_same, outcome, unplug_at
 
 import common
 import finetune
-import recipes
-import training
-from files import BadInput
-from study import AUGMENTATION
+from transfer import recipes, resume, training
+from transfer.screen import BadInput
+from transfer.study import AUGMENTATION
 
 
 def test_the_studys_recipe_is_what_the_flags_were_before():
@@ -24,10 +24,13 @@ def test_the_studys_recipe_is_what_the_flags_were_before():
         "unfreeze": "none",
         "augment": False,
         "optimizer": "adam",
-        "fine_tune_learning_rate": None,
+        "schedule": "constant",
+        "label_smoothing": 0,
+        "mixup": 0,
+        "average_weights": False,
+        "flips": False,
     }.items():
         assert args[key] == value, key
-    assert recipes.ingredients(finetune.parse_args([]), True) == {}
     assert len(recipes.fine_tuning_rows(args)) == 2
 
 
@@ -49,21 +52,23 @@ def test_an_ingredient_alone_is_no_row_of_the_studys():
 
 
 def test_images_are_mixed_only_while_convolutions_train():
-    args = finetune.parse_args(["--mixup", "0.2", "--augment", "--augmentation", "light"])
-    assert recipes.ingredients(args, False) == {}
-    assert recipes.ingredients(args, True) == {"mixup": 0.2}
-    vars(args).update(unfreeze="all", learning_rate=1, fine_tune_learning_rate=1)
-    vars(args).update(epochs=1, fine_tune_epochs=1)
-    assert [planned["augment"] for planned in finetune.plan_steps(args)] == [False, "light"]
+    flags = ["--mixup", "0.2", "--augment", "--augmentation", "light", "--unfreeze", "all"]
+    args = finetune.parse_args([*flags, "--learning-rate", "1", "--fine-tune-learning-rate", "0.1"])
+    vars(args).update(epochs=1, fine_tune_epochs=2, batch_size=16)
+    dense, everything = recipes.plan_steps(args)
+    assert (dense.augmentation, dense.mixup, dense.learning_rate, dense.epochs) == ("none", 0, 1, 1)
+    assert (everything.augmentation, everything.mixup) == ("light", 0.2)
+    assert (everything.learning_rate, everything.epochs) == (0.1, 2)
 
 
 def test_a_cosine_rises_and_falls_to_nothing():
-    optimizer = recipes.new_optimizer("sgd", 0.4, 10, 10, schedule="cosine")
-    rates = [float(optimizer._learning_rate(step)) for step in range(101)]
+    planned = step(optimizer="sgd", learning_rate=0.4, epochs=10, schedule="cosine")
+    optimizer = recipes.new_optimizer(planned, 10)
+    rates = [float(optimizer._learning_rate(update)) for update in range(101)]
     assert rates[:11] == pytest.approx(np.linspace(0, 0.4, 11))
     expected = 0.2 * (1 + np.cos(np.pi * np.arange(91) / 90))
     assert rates[10:] == pytest.approx(expected, abs=1e-6)
-    one = recipes.new_optimizer("sgd", 0.4, 1, 1, schedule="cosine")  # too short for a warm-up
+    one = recipes.new_optimizer(dataclasses.replace(planned, epochs=1), 1)  # too short for a warm-up
     assert float(one._learning_rate(0)) == pytest.approx(0.4)
 
 
@@ -80,10 +85,10 @@ def test_mixup_mixes_images_and_labels_by_one_share():
 
 
 def test_the_light_augmentation_is_gentler_in_every_range():
-    for key, value in recipes.LIGHT_AUGMENTATION.items():
+    for key, value in recipes.AUGMENTATIONS["light"].items():
         assert value == AUGMENTATION[key] or value < AUGMENTATION[key]
     draws = [
-        common.draw_augmentation(np.random.default_rng(n), 100, 100, recipes.LIGHT_AUGMENTATION)
+        common.draw_augmentation(np.random.default_rng(n), 100, 100, recipes.AUGMENTATIONS["light"])
         for n in range(200)
     ]
     assert 3 < max(abs(draw["theta"]) for draw in draws) <= 5
@@ -91,11 +96,10 @@ def test_the_light_augmentation_is_gentler_in_every_range():
 
 
 def test_the_kept_weights_are_the_moving_average_and_training_goes_on_from_the_last(
-    tiny, tmp_path, monkeypatch
+    tiny, tmp_path, narrow, monkeypatch
 ):
-    model, dataset, images, args = make(tiny, tmp_path, head="gap")
-    args.batch_size = 8  # 4 steps an epoch
-    seen, last, kept = [], [], []
+    model, dataset = make(tiny, tmp_path, head="gap")
+    seen, last = [], []
     original = training.training_callbacks
 
     def spy(*given):
@@ -106,21 +110,17 @@ def test_the_kept_weights_are_the_moving_average_and_training_goes_on_from_the_l
         return [spying, *original(*given)]
 
     monkeypatch.setattr(training, "training_callbacks", spy)
-    training.train_step(
-        model,
-        step(epochs=1, learning_rate=1e-2) | {"average_weights": True},
-        dataset,
-        images,
-        args,
-        0,
-        tmp_path,
-        lambda trained, _: last.extend(trained.get_weights()),
+    remember = resume.Resume.end_epoch
+    monkeypatch.setattr(
+        resume.Resume, "end_epoch", lambda *given: last.extend(given[1].get_weights()) or remember(*given)
     )
+    planned = step(learning_rate=1e-2, batch_size=8, average_weights=True)  # 4 updates
+    train(model, planned, dataset, tmp_path / "run")
     kept = model.get_layer("predictions").get_weights()
     momentum = 1 - 1 / 4
     average = seen[0]
-    for weights in seen[1:]:
-        average = [momentum * a + (1 - momentum) * w for a, w in zip(average, weights)]
+    for arrays in seen[1:]:
+        average = [momentum * a + (1 - momentum) * w for a, w in zip(average, arrays)]
     for ours, expected in zip(kept, average):
         assert ours == pytest.approx(expected, abs=1e-5)
     for ours, expected in zip(last, seen[-1]):
@@ -128,26 +128,20 @@ def test_the_kept_weights_are_the_moving_average_and_training_goes_on_from_the_l
     assert np.abs(kept[0] - last[0]).max() > 1e-4
 
 
-def test_smoothed_labels_change_the_loss_as_they_should(tiny, tmp_path):
+def test_smoothed_labels_change_the_loss_as_they_should(tiny, tmp_path, narrow):
     losses = {}
     for smoothing in (0.0, 0.3):
-        model, dataset, images, args = make(tiny, tmp_path, head="gap")
+        model, dataset = make(tiny, tmp_path, head="gap")
         before = snapshot(model)["predictions"]
-        training.train_step(
-            model,
-            step(epochs=1, learning_rate=1e-12) | {"label_smoothing": smoothing},
-            dataset,
-            images,
-            args,
-            0,
-            tmp_path,
-            lambda _, figures, smoothing=smoothing: losses.update({smoothing: figures["val_loss"]}),
-        )
+        planned = step(learning_rate=1e-12, label_smoothing=smoothing)
+        (row,) = train(model, planned, dataset, tmp_path / str(smoothing))
+        losses[smoothing] = row["val_loss"]
         for ours, expected in zip(model.get_layer("predictions").get_weights(), before):
             assert ours == pytest.approx(expected, abs=1e-6)
-    x = common.batches(images["val"], dataset.splits["val"].labels, 12)[0][0]
+    val = dataset.splits["val"]
+    x = common.Batches(val.images, val.labels, 12)[0][0]
     logs = np.log(np.asarray(model.predict_on_batch(x)))
-    true = np.eye(4)[dataset.splits["val"].labels]
+    true = np.eye(4)[val.labels]
     for smoothing, loss in losses.items():
         target = true * (1 - smoothing) + smoothing / 4
         assert loss == pytest.approx(-(target * logs).sum(axis=1).mean(), rel=1e-3)
@@ -155,14 +149,14 @@ def test_smoothed_labels_change_the_loss_as_they_should(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_run_with_every_ingredient_ends_as_one_that_was_not(
-    tiny, workdir, script, monkeypatch
+    tiny, workdir, narrow, script, monkeypatch
 ):
     flags = ("--data", tiny, "--recipe", "strong", "--unfreeze", "block4", "--optimizer", "adamw")
     flags += ("--augment", "--augmentation", "light", "--mixup", "0.2", "--label-smoothing", "0.1")
     flags += ("--average-weights", "--epochs", "1", "--fine-tune-epochs", "2")
     script("finetune", *flags, "--out", "whole")
     with monkeypatch.context() as patch:
-        unplug_at(patch, "write_json", 3, False)  # after the first epoch of the second step
+        unplug_at(patch, "resume.write_json", 3, False)  # after the first epoch of the second step
         with pytest.raises(Unplugged):
             script("finetune", *flags, "--out", "cut")
     script("finetune", "--resume", "cut")
@@ -175,8 +169,8 @@ def test_an_interrupted_run_with_every_ingredient_ends_as_one_that_was_not(
 
 def test_mirror_images_are_looked_at_where_the_recipe_says(tiny, in_runs, script):
     """The run's probabilities with --flips are the mean of those of each picture and its mirror image."""
-    from dataset import decode_image
-    from weights import load_model
+    from transfer.images import decode_image
+    from transfer.weights import load_model
 
     run = in_runs / "runs" / "tiny-finetune-i-none"
     script("test_model", "--run", run, "--data", tiny, "--flips")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -54,6 +55,7 @@ def test_help_imports_nothing_heavy(script, tmp_path):
     assert done.stdout.endswith("[]\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_commands_in_a_row_on_a_dataset(tiny, tmp_path):
     for command in (
         ("random_forest.py", "--leaf", "2", "--trees", "50"),
@@ -70,6 +72,7 @@ def test_commands_in_a_row_on_a_dataset(tiny, tmp_path):
     assert json.loads(reports[0].read_text())["images"] == 22
 
 
+@pytest.mark.slow
 def test_where_mame_is_absent_the_demo_is_drawn_and_said(tmp_path):
     done = run("test_model.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -89,7 +92,9 @@ def test_where_mame_is_absent_the_demo_is_drawn_and_said(tmp_path):
         ("random_forest.py", "--trees", "0"),
         ("extract_features.py", "--splits", "validation"),
         ("test_model.py", "--run", "nowhere", "--data", "nowhere"),
-        ("get_data.py", "mame", "--url", "http://127.0.0.1:9", "--data", "here"),
+        pytest.param(
+            ("get_data.py", "mame", "--url", "http://127.0.0.1:9", "--data", "here"), marks=pytest.mark.slow
+        ),
         ("get_data.py", "everything"),
     ],
 )
@@ -109,7 +114,8 @@ def test_an_unwritable_folder_is_named(tiny, tmp_path):
     assert "sealed" in done.stderr
 
 
-def test_a_file_where_a_folder_is_needed_is_named(tiny, tmp_path):
+def test_a_file_where_a_folder_is_needed_is_named(tiny, tmp_path, stored_features):
+    shutil.copytree(stored_features, tmp_path / "features" / stored_features.name)
     (tmp_path / "runs").write_text("a file")
     done = run("random_forest.py", "--data", tiny, "--trees", "2", cwd=tmp_path)
     assert done.returncode == 2

@@ -8,8 +8,10 @@ import pytest
 from conftest import COUNTS, MEDIUMS, write_csv
 from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
-import test_model as report
-from dataset import BadInput, load_dataset, load_images
+from transfer import report
+from transfer.dataset import load_dataset
+from transfer.images import load_images
+from transfer.screen import BadInput
 
 
 def read_predictions(folder):
@@ -53,13 +55,14 @@ def test_figures_are_scikit_learns_and_tied_to_files(tiny, in_runs, script, caps
 def test_network_predictions_are_the_models_own_for_each_file(tiny, in_runs, script):
     import keras
 
-    from weights import load_model
+    from transfer.weights import load_model
 
     run = in_runs / "runs" / "tiny-finetune-i-none"
     script("test_model", "--run", run, "--data", tiny, "--batch-size", "5")
     model = load_model(run)
-    dataset, images, _ = load_images(load_dataset(tiny), ("test",), 32, "none")
-    x = keras.applications.vgg16.preprocess_input(images["test"][np.arange(22)].astype("float32"))
+    dataset = load_images(load_dataset(tiny), ("test",), 32, "none")
+    images = dataset.splits["test"].images[np.arange(22)]
+    x = keras.applications.vgg16.preprocess_input(images.astype("float32"))
     expected = dict(zip(dataset.splits["test"].files, np.asarray(model.predict_on_batch(x))))
     for row in read_predictions(run / "test"):
         probabilities = expected[row["file"]]

@@ -1,4 +1,4 @@
-"""A dataset: its metadata, checked, and its images, each decoded once. In MAMe's layout:
+"""A dataset: its metadata, checked. In MAMe's layout:
 
     DIR/data_256/<Image file>        the images
     DIR/MAMe_dataset.csv             one row an image: file, medium, museum, split
@@ -9,23 +9,22 @@ The two CSV files may also lie in DIR/MAMe_metadata/, as MAMe's archive unpacks 
 may lie in folders named after their classes instead (folders.py).
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from files import BadInput, make_array, progress, read_csv, read_json, write_json
-from folders import SPLITS, is_in_folders, read_folders
+from transfer.demo import write_demo
+from transfer.files import read_csv
+from transfer.folders import SPLITS, is_in_folders, read_folders
+from transfer.images import file_stamp
+from transfer.screen import BadInput
 
-DECODE_BLOCK = 256  # images decoded between two looks at an interrupt
-MOST_PIXELS = 2**26  # 67 megapixels, 0.2 GB decoded: a decompression bomb, not a photograph
 DEFAULT_DATA = Path("data/mame")
 DEMO_DATA = Path("data/demo")
 COLUMNS = ("Image file", "Medium", "Museum", "Subset")
@@ -52,9 +51,11 @@ class Split(NamedTuple):
     labels: np.ndarray  # (n,) int64, index in Dataset.labels
     museums: np.ndarray  # (n,) str, empty where nothing is known
     stamps: np.ndarray  # (n, 2) int64: size in bytes (-1 where missing), time of change in ns
+    images: np.ndarray = None  # (n, size, size, 3) uint8, once `images.load_images` has decoded them
 
     def take(self, rows):
-        return Split(*(column[rows] for column in self))
+        """The given rows, without images."""
+        return Split(*(column[rows] for column in self[:4]))
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Dataset:
     labels: list  # names of the classes in the official order
     splits: dict  # split name -> Split
     defaults: dict
+    fingerprint: str  # of the metadata, whatever of it can be read: see `fingerprint_of`
+    skipped: list = ()  # files that could not be read and were left out
 
     @property
     def name(self):
@@ -85,22 +88,13 @@ class Dataset:
         """The sentence that every output carries, or None where the data is real."""
         return self.defaults["notice"]
 
-    @property
-    def fingerprint(self):
-        """sha256 over split, file name, class and size in bytes of every row."""
-        digest = hashlib.sha256(json.dumps(self.labels).encode())
-        for name, split in self.splits.items():
-            for file, label, (size, _) in zip(split.files, split.labels, split.stamps):
-                digest.update(f"{name}\t{file}\t{label}\t{size}\n".encode())
-        return digest.hexdigest()
-
 
 def load_dataset(data, seed=0):
     """Read the dataset in folder `data`; None means data/mame, or the demo where that is absent.
 
     seed: of the split of folders that have none yet (`folders.read_folders`).
     Returns a Dataset. Raises BadInput for a folder, CSV file or row that cannot be used.
-    Images are not opened here; `load_images` does that.
+    Images are not opened here; `images.load_images` does that.
     """
     if data is None:
         data = DEFAULT_DATA if DEFAULT_DATA.exists() else demo_dataset()
@@ -121,7 +115,17 @@ def load_dataset(data, seed=0):
         labels = read_labels(find_metadata(root, "MAMe_labels.csv"))
         rows = read_rows(find_metadata(root, "MAMe_dataset.csv"), labels, image_folder)
     splits = {split: as_split(of_split) for split, of_split in rows.items()}
-    return Dataset(root, image_folder, labels, splits, read_defaults(root, name))
+    fingerprint = fingerprint_of(labels, splits)
+    return Dataset(root, image_folder, labels, splits, read_defaults(root, name), fingerprint)
+
+
+def fingerprint_of(labels, splits):
+    """sha256 over split, file name, class and size in bytes of every row."""
+    digest = hashlib.sha256(json.dumps(labels).encode())
+    for name, split in splits.items():
+        for file, label, (size, _) in zip(split.files, split.labels, split.stamps):
+            digest.update(f"{name}\t{file}\t{label}\t{size}\n".encode())
+    return digest.hexdigest()
 
 
 def demo_dataset():
@@ -132,11 +136,8 @@ def demo_dataset():
         flush=True,
     )
     if not DEMO_DATA.exists():
-        script = Path(__file__).with_name("get_data.py")
-        command = [sys.executable, str(script), "demo", "--data", str(DEMO_DATA)]
-        # with status 2 another command may have drawn it in the meantime
-        if subprocess.run(command).returncode and not DEMO_DATA.exists():
-            raise BadInput(f"The demo dataset could not be drawn in {DEMO_DATA} (see above).")
+        with contextlib.suppress(BadInput):  # another command has just drawn it
+            write_demo(DEMO_DATA)
     return DEMO_DATA
 
 
@@ -211,15 +212,8 @@ def scan_files(folder):
         raise BadInput(
             f"There is no image folder {folder}; `python get_data.py mame` fetches MAMe's images."
         )
-    stamps = {}
     with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                status = entry.stat()
-                stamps[entry.name] = (status.st_size, status.st_mtime_ns)
-            except OSError:  # a link to nowhere or in a loop: as good as missing
-                continue
-    return stamps
+        return {entry.name: file_stamp(entry) for entry in entries}
 
 
 def read_defaults(root, name):
@@ -250,162 +244,3 @@ def supports(dataset, split):
     """{class name: number of images} of one split, in the official order."""
     counts = np.bincount(dataset.splits[split].labels, minlength=len(dataset.labels))
     return dict(zip(dataset.labels, counts.tolist()))
-
-
-# Images ----------------------------------------------------------------------------------
-
-
-def open_image(path):
-    """One image file as a Pillow image in RGB, the right way up.
-
-    Of an animation the first picture is taken. Raises OSError (PIL.UnidentifiedImageError among them)
-    or ValueError where the file cannot be read, or is so large that decoding it could fill the memory.
-    """
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would cut off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype("uint8"))
-    return image.convert("RGB")
-
-
-def decode_image(path, image_size):
-    """One image file as uint8 (image_size, image_size, 3), resized bilinearly; errors as `open_image`."""
-    from PIL import Image
-
-    image = open_image(path)
-    if image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype="uint8")
-
-
-class ImagesOnDemand:
-    """Stands in for the array of decoded images where nothing is to be kept on disk."""
-
-    def __init__(self, paths, image_size):
-        self.paths = paths
-        self.shape = (len(self.paths), image_size, image_size, 3)
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, rows):
-        return np.stack([decode_image(path, self.shape[1]) for path in self.paths[rows]])
-
-
-def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable=False):
-    """Decode and resize every image of `splits` once; later calls find them on disk.
-
-    cache: folder for the decoded images, memory-mapped uint8 (n, size, size, 3) .npy files,
-    keyed by names, sizes and times of the files and the image size, safe to delete; or "none",
-    which decodes anew each time a batch is drawn.
-
-    Returns (dataset, images, skipped): images maps each split to its array, rows as in
-    dataset.splits; skipped lists the files left out. Raises BadInput that names every file that
-    is missing or cannot be decoded, unless `skip_unreadable`.
-    """
-    images, kept, skipped = {}, {}, []
-    for name in splits:
-        split = dataset.splits[name]
-        present = split.stamps[:, 0] >= 0
-        paths = [str(dataset.image_folder / file) for file in split.files[present]]
-        if not paths:
-            bad = []
-        elif cache == "none":
-            bad = check_images(paths, image_size, f"checking {name} images")
-            images[name] = ImagesOnDemand(np.delete(paths, bad), image_size)
-        else:
-            stem = f"{dataset.name}-{name}-{image_size}-{images_key(split.take(present), image_size)}"
-            images[name], bad = cached_images(paths, image_size, Path(cache), stem)
-        readable = np.flatnonzero(present)
-        readable = np.delete(readable, bad)
-        skipped += np.delete(split.files, readable).tolist()
-        kept[name] = split.take(readable)
-    if skipped and not skip_unreadable:
-        shown = "\n".join(f"  {file}" for file in skipped[:1000])
-        shown += f"\n  ... and {len(skipped) - 1000} more" if len(skipped) > 1000 else ""
-        raise BadInput(
-            f"{len(skipped)} images in {dataset.image_folder} are missing or cannot be decoded; "
-            f"restore them, or go on without them by --skip-unreadable:\n{shown}"
-        )
-    for name, split in kept.items():
-        if not len(split.files):
-            raise BadInput(f"No image of the {name} split in {dataset.image_folder} can be read.")
-    return replace(dataset, splits={**dataset.splits, **kept}), images, skipped
-
-
-def images_key(split, image_size):
-    """What determines the decoded images of one split, as a short digest."""
-    digest = hashlib.sha256(f"all rows, bilinear {image_size}\n".encode())
-    digest.update("\n".join(split.files).encode() + split.stamps.tobytes())
-    return digest.hexdigest()[:16]
-
-
-class ReadableImages:
-    """The rows of an array of decoded images but those of unreadable files."""
-
-    def __init__(self, array, unreadable):
-        self.array = array
-        self.kept = np.delete(np.arange(len(array)), unreadable)
-        self.shape = (len(self.kept), *array.shape[1:])
-        self.filename = array.filename
-
-    def __len__(self):
-        return len(self.kept)
-
-    def __getitem__(self, rows):
-        return self.array[self.kept[rows]]
-
-
-def cached_images(paths, image_size, cache, stem):
-    """Decoded images of `paths` from the folder `cache`, filled first where needed.
-
-    Returns (memory map uint8 (n_readable, size, size, 3), or what indexes like one; rows of `paths`
-    that cannot be read: those are black on disk, and noted beside it).
-    """
-    notes = cache / f"{stem}.unreadable.json"
-
-    def produce(start, stop):
-        rows = np.zeros((stop - start, image_size, image_size, 3), "uint8")
-        found = decode_all(paths[start:stop], image_size, rows)
-        if found:  # noted before the block is written, so that no interruption can lose it
-            known = read_json(notes) if notes.exists() else []
-            write_json(notes, sorted({*known, *(start + row for row in found)}))
-        return rows
-
-    shape = (len(paths), image_size, image_size, 3)
-    images = make_array(cache / f"{stem}.npy", shape, "uint8", produce, DECODE_BLOCK, f"decoding {stem}")
-    bad = read_json(notes) if notes.exists() else []
-    return ReadableImages(images, bad) if bad else images, bad
-
-
-def decode_all(paths, image_size, array):
-    """Decode `paths` on all cores into `array` (or only to see that it works, where None).
-
-    Returns the rows that could not be read.
-    """
-
-    def decode(row):
-        try:
-            image = decode_image(paths[row], image_size)
-        except Exception:  # whatever Pillow makes of a broken file, the file is what gets named
-            return row
-        if array is not None:
-            array[row] = image
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [row for row in pool.map(decode, range(len(paths))) if row is not None]
-
-
-def check_images(paths, image_size, description):
-    """Decode all `paths` and keep nothing; returns the rows that could not be read."""
-    bad = []
-    for start in progress(range(0, len(paths), DECODE_BLOCK), description):
-        found = decode_all(paths[start : start + DECODE_BLOCK], image_size, None)
-        bad += [start + row for row in found]
-    return bad

@@ -1,22 +1,25 @@
 """Where a network's weights come from and what identifies them: ImageNet, files, runs, random draws."""
 
 import hashlib
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from common import convolutions
-from files import BadInput, check_file, checksum_file
+from transfer.files import check_file, checksum_file
+from transfer.screen import BadInput
 
 PIXEL_DEVIATION = 60.0  # of ImageNet's pixels after preprocess_input, about the same in each channel
 FLOAT32_LAYERS = ("predictions",)  # a softmax in bfloat16 has three digits
 
 
-def load_weights(model, weights, seed, layers=None):
+def load_weights(model, weights, seed, layers=None, flag="--weights"):
     """Give `layers` of `model` (default: its convolutions) their first weights.
 
     weights: "imagenet", "none" (He-normal, drawn by `seed`), or a path: an official Keras .h5
-    with or without top, a .keras file, or a run's folder.
+    with or without top, a .keras file, or a run's folder. flag: where the user named them.
     Raises BadInput that names the first layer that is missing or of another shape.
 
     Glorot's uniform, VGG16's default in Keras, halves the variance at each rectified layer, 13 times.
@@ -35,23 +38,23 @@ def load_weights(model, weights, seed, layers=None):
             kernel.assign(rng.normal(0, deviation, kernel.shape).astype("float32"))
             bias.assign(np.zeros(bias.shape))
         return
-    found = read_weights(weights, top="fc1" in layers)
+    found = read_weights(weights, "fc1" in layers, flag)
     for name in layers:
         layer = model.get_layer(name)
         needed = [tuple(variable.shape) for variable in layer.weights]
         if name not in found:
-            raise BadInput(f"--weights {weights} has no layer {name}; it is not a VGG16 that fits.")
+            raise BadInput(f"{flag} {weights} has no layer {name}: it is no VGG16; name another.")
         shapes = [array.shape for array in found[name]]
         if shapes != needed:
             raise BadInput(
-                f"--weights {weights}: layer {name} has the shapes {shapes} where {needed} are "
+                f"{flag} {weights}: layer {name} has the shapes {shapes} where {needed} are "
                 "needed; use weights of VGG16 (and for fc1 the image size that they were made for)."
             )
     for name in layers:
         model.get_layer(name).set_weights(found[name])
 
 
-def read_weights(weights, top=False):
+def read_weights(weights, top=False, flag="--weights"):
     """Weights by layer name, {name: [arrays]}, from "imagenet", a .h5, a .keras or a run's folder."""
     import h5py
     import keras
@@ -62,14 +65,14 @@ def read_weights(weights, top=False):
         except Exception as error:  # get_file raises bare Exception where the network fails
             raise BadInput(
                 f"The ImageNet weights could not be downloaded ({error}); connect to the network "
-                "once, or use --weights none or --weights PATH."
+                f"once, or use {flag} PATH (an official VGG16 .h5) or {flag} none (drawn anew)."
             ) from None
         return {layer.name: layer.get_weights() for layer in model.layers}
     path = Path(weights)
     if path.suffix != ".h5":
         return {layer.name: layer.get_weights() for layer in load_model(path).layers}
     if not path.is_file():
-        raise BadInput(f"There is no weights file {path}; name another, or use --weights none.")
+        raise BadInput(f"There is no weights file {path}; name another, or use {flag} none.")
     try:
         with h5py.File(path, "r") as file:
             group = file.get("model_weights", file)
@@ -115,6 +118,17 @@ def load_model(path):
         raise BadInput(f"{path} is not a whole .keras model ({reason}); name another.") from None
 
 
+def input_size(path):
+    """The image size of the network in a .keras file or a run's folder, in pixels, without loading it."""
+    path = model_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))["config"]
+        return int(config["layers"][0]["config"]["batch_shape"][1])
+    except (zipfile.BadZipFile, ValueError, KeyError, IndexError, TypeError):
+        raise BadInput(f"{path} is no VGG16 in a .keras file; name another.") from None
+
+
 def weights_digest(model, layers):
     """sha256 over the named layers' weights: what decides their outputs."""
     digest = hashlib.sha256()
@@ -134,6 +148,11 @@ def set_random_state(model, states):
     """Set what `random_state` gave."""
     for name, state in states.items():
         model.get_layer(name).seed_generator.state.assign(np.array(state, "uint32"))
+
+
+def precision_of(model):
+    """In which the convolutions of `model` compute: "float32" or "bfloat16"."""
+    return model.get_layer(convolutions(model)[0]).compute_dtype
 
 
 def with_precision(model, precision):

@@ -1,69 +1,86 @@
-"""Why a model says what it says: Grad-CAM, a gallery of mistakes, and the layers a pipeline relies on."""
+"""What is drawn: curves, confusion matrices, explanations. PNG files, each with the dataset's notice."""
+
+import io
 
 import numpy as np
 
-from common import convolutions, select_layers, split_model
-from dataset import open_image
-from record import percent, save_figure
+from transfer.files import write_atomically
+from transfer.images import open_image
+from transfer.screen import percent
 
 GALLERY_ROWS, GALLERY_COLUMNS = 4, 6
 SIDE = 448  # most pixels a side at which a picture is shown
 
 
-def gradient(function, x):
-    """Gradient of the scalar function(x) at the array x, on whichever backend Keras runs."""
-    import keras
-
-    backend = keras.backend.backend()
-    x = keras.ops.convert_to_tensor(x)
-    if backend == "jax":
-        import jax
-
-        return np.asarray(jax.grad(function)(x))
-    if backend == "torch":
-        import torch
-
-        x = x.detach().requires_grad_()
-        return keras.ops.convert_to_numpy(torch.autograd.grad(function(x), x)[0])
-    import tensorflow
-
-    with tensorflow.GradientTape() as tape:
-        tape.watch(x)
-        y = function(x)
-    return np.asarray(tape.gradient(y, x))
+def save_figure(figure, path, notice):
+    """Write a matplotlib figure as PNG, atomically, with the dataset's notice at its foot."""
+    if notice:
+        figure.text(0.5, 0.005, notice, ha="center", va="bottom", fontsize=8, color="firebrick")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    write_atomically(path, stream.getvalue())
 
 
-def grad_cam(model, images):
-    """Where the last convolution speaks for the class that each image is taken for.
+def plot_curves(history, path, title, notice):
+    """Draw loss and accuracy of a history (list of rows as in history.csv) with its steps."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    Grad-CAM (Selvaraju et al. 2017): the activations of the last convolution, each channel weighted by
-    the mean gradient of the class's score before the softmax, summed, negative parts cut off.
-    images: uint8 (b, size, size, 3). Returns float32 (b, h, w), each map scaled to a maximum of 1 (0
-    everywhere where nothing speaks for the class).
-    """
-    import keras
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    figure.suptitle(title)
+    epochs = [row["epoch"] for row in history]
+    starts = [
+        row for before, row in zip([None, *history], history) if not before or before["step"] != row["step"]
+    ]
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        for name, label in ((key, "train"), (f"val_{key}", "val")):
+            axes.plot(epochs, [row[name] for row in history], marker=".", label=label)
+        axes.set(xlabel="epoch", ylabel=key)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if key == "accuracy":
+            axes.set_ylim(0, 1)
+            axes.yaxis.set_major_formatter("{x:.0%}")
+        for row in starts:
+            if row is not history[0]:
+                axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
+            # along the line, at the end of the axis that the curves leave free
+            y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
+            axes.text(
+                row["epoch"] - 0.5,
+                y,
+                f"{row['step']}: {row['trained']}",
+                transform=axes.get_xaxis_transform(),
+                rotation=90,
+                ha="left",
+                va=side,
+                fontsize=7,
+                color="dimgrey",
+            ).set_in_layout(False)  # else a long name squeezes the axes
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save_figure(figure, path, notice)
 
-    lower, upper = split_model(model, convolutions(model)[-1])
-    x = keras.applications.vgg16.preprocess_input(images.astype("float32"))
-    activations = np.asarray(lower.predict_on_batch(x), "float32")  # (b, h, w, channels)
-    predicted = np.asarray(upper.predict_on_batch(activations), "float32").argmax(axis=1)
-    chosen = keras.ops.one_hot(predicted, upper.output_shape[-1])
-    softmax = model.get_layer("predictions")
-    before, softmax.activation = softmax.activation, keras.activations.linear
-    try:
-        slopes = gradient(lambda a: keras.ops.sum(call_layers(upper, a) * chosen), activations)
-    finally:
-        softmax.activation = before
-    weights = slopes.astype("float32").mean(axis=(1, 2), keepdims=True)
-    maps = np.maximum((weights * activations).sum(axis=-1), 0)
-    return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
 
+def plot_confusion(matrix, labels, path, title, notice):
+    """Draw a confusion matrix of counts (true rows, predicted columns), coloured by row share."""
+    from matplotlib.figure import Figure
 
-def call_layers(model, x):
-    """The output of a sequence of layers as it is now, not as a compiled function has it."""
-    for layer in model.layers[1:]:
-        x = layer(x, training=False)
-    return x
+    size = max(6.5, 0.38 * len(labels) + 2.5)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    axes = figure.subplots()
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(matrix > 0):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=colour)
+    ticks = range(len(labels))
+    axes.set_xticks(ticks, labels, rotation=90)
+    axes.set_yticks(ticks, labels)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
+    save_figure(figure, path, notice)
 
 
 def shown(path):
@@ -132,24 +149,6 @@ def plot_gallery(path, mistakes, title, notice):
             axes.set_title(f"{true}\n-> {predicted} {100 * probability:.0f}%", fontsize=8)
     save_figure(figure, path, notice)
     return len(mistakes)
-
-
-def layer_importance(pipeline, columns, layers):
-    """({layer: share of the importance}, {layer: share of the features}) of a fitted pipeline.
-
-    A forest's importance of a layer is the sum of its features' (mean decrease of impurity); a linear
-    classifier's is the sum of its features' absolute weights, which act on standardised features.
-    """
-    classifier, names = pipeline[-1], select_layers(list(columns), layers)
-    if hasattr(classifier, "feature_importances_"):
-        weights = classifier.feature_importances_
-    else:
-        weights = np.abs(classifier.coef_).sum(axis=0)
-    widths = [columns[name][1] - columns[name][0] for name in names]
-    sums = [part.sum() for part in np.split(weights, np.cumsum(widths)[:-1])]
-    total = max(sum(sums), 1e-12)
-    importance = {name: float(value / total) for name, value in zip(names, sums)}
-    return importance, {name: width / sum(widths) for name, width in zip(names, widths)}
 
 
 def plot_importance(path, importance, features, title, notice):

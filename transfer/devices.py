@@ -9,19 +9,16 @@ Each batch is shared out evenly, gradients are averaged: the same training as on
 
 import contextlib
 import os
+import subprocess
 import sys
 from typing import NamedTuple
 
-from files import BadInput
+from transfer.screen import BadInput, WorkerLost
 
 TF_VARIABLES = ("TF_CONFIG",)
 JAX_VARIABLES = tuple(
     f"KERAS_DISTRIBUTION_{name}" for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
 )
-
-
-class WorkerLost(BadInput):
-    """Another worker does not answer any more; its engine can only be left by ending the process."""
 
 
 class Share(NamedTuple):
@@ -32,51 +29,79 @@ class Share(NamedTuple):
     worker: int = 0  # 0 records the run
 
 
-def add_distribution_arguments(group, positive, workers=False):
-    """--devices and, for training, --workers."""
-    group.add_argument(
-        "--devices",
-        type=positive,
-        metavar="N",
-        help="share each batch out among N local devices (default: all accelerators; without one, N "
-        "virtual devices of the CPU, to try it out)",
-    )
-    if workers:
-        group.add_argument(
-            "--workers",
-            action="store_true",
-            help="this process is one of several, on any machines, that train together, as TF_CONFIG "
-            "(tensorflow) or KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID (jax) say",
-        )
-
-
 @contextlib.contextmanager
-def distributed(keras, args):
+def distributed(devices, workers, batch_size):
     """Within it, networks are built for and trained on the devices that --devices and --workers name.
 
-    Call it before anything is computed. BadInput where the backend, the machine, the environment or the
-    batch size does not fit.
+    Call it after Keras is imported and before anything is computed. Yields (Share, what it computes on, as
+    one line). BadInput where the backend, the machine, the environment or the batch size does not fit.
     """
     engines = {"tensorflow": tensorflow_scope, "jax": jax_scope}
-    backend, workers = keras.backend.backend(), getattr(args, "workers", False)
-    if backend not in engines:
-        if (args.devices or 1) > 1 or workers:
-            raise BadInput(
-                f"Keras shares no work out on {backend}; use KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax."
-            )
-        yield Share()
-        return
+    backend = sys.modules["keras"].backend.backend()
+    if backend not in engines and ((devices or 1) > 1 or workers):
+        raise BadInput(
+            f"Keras shares no work out on {backend}; use KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax."
+        )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(engines[backend](args.devices, workers, args.batch_size))
+        if backend in engines:
+            stack.enter_context(engines[backend](devices, workers, batch_size))
         share = current_share()
-        if share.replicas > 1:
-            if args.batch_size % share.replicas:
-                raise BadInput(
-                    f"--batch-size {args.batch_size} cannot be shared out evenly among {share.replicas} "
-                    f"devices; choose a multiple of {share.replicas}."
-                )
-            print(f"Each batch is shared out among {share.replicas} devices.", flush=True)
-        yield share
+        if batch_size % share.replicas:
+            raise BadInput(
+                f"--batch-size {batch_size} cannot be shared out evenly among {share.replicas} "
+                f"devices; choose a multiple of {share.replicas}."
+            )
+        yield share, describe_devices(backend, share)
+
+
+def describe_devices(backend, share):
+    """One line on what `backend` computes on; says where there is a GPU that it cannot use."""
+    found = accelerators(backend)
+    if found:
+        used = f"{share.replicas} of {len(found)} GPUs" if len(found) > 1 else "1 GPU"
+        line = f"{found[0]}, {used}"
+    else:
+        line = f"CPU, {cpu_threads()} threads"
+    line += f" ({backend})"
+    if share.replicas > 1:
+        line += f"; each batch is shared out among {share.replicas} devices"
+        line += f" of {share.workers} workers" * (share.workers > 1)
+    unused = nvidia_gpu() if not found else None
+    if unused:
+        line += f"; there is an {unused} that this {backend} cannot use: see the README, 'On a GPU'"
+    return line
+
+
+def cpu_threads():
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def accelerators(backend):
+    """Names of the accelerators that a backend sees on this machine."""
+    if backend == "jax":
+        import jax
+
+        return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
+    if backend == "torch":
+        import torch
+
+        return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    import tensorflow
+
+    details = tensorflow.config.experimental.get_device_details
+    gpus = tensorflow.config.list_physical_devices("GPU")
+    return [details(gpu).get("device_name", "GPU") for gpu in gpus]
+
+
+def nvidia_gpu():
+    """The name of this machine's first NVIDIA GPU as its driver gives it; None where there is none."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else None
 
 
 def check_environment(variables):
@@ -84,7 +109,7 @@ def check_environment(variables):
     if missing:
         raise BadInput(
             f"--workers needs the environment variable {missing[0]}, which says what the workers are "
-            "(README, 'Beyond one device'); set it, or leave --workers out."
+            "(docs/devices.md); set it, or leave --workers out."
         )
 
 

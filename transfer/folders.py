@@ -7,13 +7,16 @@ Below CLASS there may be folders. Names that begin with a dot or '__' are passed
 are not pictures by their name.
 """
 
+import hashlib
 import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from files import BadInput, locked, read_csv, write_csv
+from transfer.files import locked, read_csv, write_csv
+from transfer.images import file_stamp
+from transfer.screen import BadInput
 
 SPLITS = ("train", "val", "test")
 SHARES = {"test": 0.2, "val": 0.1}  # of a class, at least one picture each; the rest trains
@@ -94,17 +97,11 @@ def walk_pictures(folder):
 def find_pictures(root, below):
     """{path in `root`, with slashes: (size in bytes, time of change in ns)} of the pictures in the
     folders of `root`/`below`, by name."""
-    found = {}
-    for path in walk_pictures(root / below):
-        if path.parent == root / below:  # in no class
-            continue
-        try:
-            status = path.stat()
-            stamp = status.st_size, status.st_mtime_ns
-        except OSError:  # a link to nowhere: as good as missing
-            stamp = -1, 0
-        found[path.relative_to(root).as_posix()] = stamp
-    return found
+    return {
+        path.relative_to(root).as_posix(): file_stamp(path)
+        for path in walk_pictures(root / below)
+        if path.parent != root / below  # else in no class
+    }
 
 
 # Pictures without a split ----------------------------------------------------------------
@@ -113,11 +110,13 @@ def find_pictures(root, below):
 def split_pictures(root, pictures, seed):
     """{split: {file: stamp}} of `pictures`, as root/split.csv records it; drawn and recorded first where
     that does not list them all."""
-    record = root / RECORD
-    recorded = read_record(record)
+    recorded = read_record(root / RECORD)
+    record = place_of_record(root)
+    recorded |= read_record(record)
     if set(pictures) - set(recorded):
-        with locked(root / f".{RECORD}.lock"):
-            recorded = read_record(record)  # another command may just have drawn it
+        lock = record.with_name(f".{record.name}.lock")
+        with locked(lock):
+            recorded |= read_record(record)  # another command may just have drawn it
             drawn = draw_split(root, pictures, recorded, seed)
             if drawn:
                 recorded |= drawn
@@ -128,10 +127,20 @@ def split_pictures(root, pictures, seed):
                     "delete that file to have them split anew.",
                     flush=True,
                 )
+        lock.unlink(missing_ok=True)  # whoever waits for it finds every picture recorded
     splits = {split: {} for split in SPLITS}
     for file, (split, _) in sorted(recorded.items()):
         splits[split][file] = pictures.get(file, (-1, 0))  # recorded and gone: as good as missing
     return splits
+
+
+def place_of_record(root):
+    """The file that records the split of the pictures in `root`: there, or where nothing can be written
+    there, in data/splits/ under a name that follows from the folder's path."""
+    if os.access(root, os.W_OK):
+        return root / RECORD
+    path = root.resolve()
+    return Path("data/splits") / f"{path.name}-{hashlib.sha256(bytes(path)).hexdigest()[:8]}.csv"
 
 
 def draw_split(root, pictures, recorded, seed):

@@ -12,23 +12,14 @@ import io
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from transfer.screen import BadInput, progress
+
+LOCK = ".lock"  # in a folder that one process at a time may write to
 CHUNK = 1 << 24  # bytes read at once for a checksum
-
-
-class BadInput(Exception):
-    """Input that cannot be used: one sentence that names the thing and the mend."""
-
-
-def progress(iterable, description, total=None, unit=" batches", done=0):
-    """A tqdm bar, shown where the work takes over two seconds; a file gets a line now and then."""
-    interval = 0.1 if sys.stderr.isatty() else 20
-    return tqdm(iterable, description, total, unit=unit, delay=2, mininterval=interval, initial=done)
 
 
 # Small files -----------------------------------------------------------------------------

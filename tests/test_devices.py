@@ -1,4 +1,4 @@
-"""distribution.py: several devices and several workers train as one device does."""
+"""devices.py: several devices and several workers train as one device does."""
 
 import csv
 import json
@@ -15,9 +15,9 @@ import pytest
 from conftest import ROOT
 
 import common
-import distribution
-from distribution import Share
-from files import BadInput
+from transfer import devices
+from transfer.devices import Share
+from transfer.screen import BadInput, WorkerLost
 
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed"))
@@ -82,17 +82,17 @@ def test_batches_are_filled_up_with_rows_that_do_not_count(monkeypatch, workers)
     monkeypatch.setattr(common, "feeds_whole_batches", lambda: False)
     images = np.random.default_rng(0).integers(0, 255, (10, 8, 8, 3), dtype="uint8")
     labels = np.arange(10)
-    whole = common.batches(images, labels, 6)[1]
+    whole = common.Batches(images, labels, 6)[1]
     parts = []
     for worker in range(workers):
         monkeypatch.setattr(common, "current_share", lambda w=worker: Share(3 * workers, workers, w))
-        parts.append(common.batches(images, labels, 6)[1])
+        parts.append(common.Batches(images, labels, 6)[1])
     x, y, counts = (np.concatenate(columns) for columns in zip(*parts))
     assert len(y) == 6
     assert np.array_equal(x[:4], whole[0])
     assert y.tolist() == [6, 7, 8, 9, 6, 7]
     assert counts.tolist() == [1, 1, 1, 1, 0, 0]
-    training = common.batches(images, labels, 6, seed=0)
+    training = common.Batches(images, labels, 6, seed=0)
     assert sum(training[index][2].sum() for index in range(2)) == (12 if workers == 1 else 4.5)
 
 
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_named(tiny, workdir, script, monkeypatch):
         return
     with pytest.raises(BadInput, match=f"--workers needs the environment variable {variable}"):
         script("finetune", *flags, "--workers")
-    monkeypatch.setattr(distribution, "current_share", lambda: Share(3))
+    monkeypatch.setattr(devices, "current_share", lambda: Share(3))
     with pytest.raises(BadInput, match="--batch-size 16 .* a multiple of 3"):
         script("finetune", *flags)
     assert not (workdir / "runs").exists()
@@ -114,12 +114,12 @@ def test_what_does_not_fit_is_named(tiny, workdir, script, monkeypatch):
 
 def test_a_full_disk_is_no_lost_worker():
     def fail_with(error, share):
-        with distribution.watching_workers(share):
+        with devices.watching_workers(share):
             raise error
 
     with pytest.raises(OSError, match="No space left"):
         fail_with(OSError("No space left"), Share(2, 2, 0))
-    with pytest.raises(distribution.WorkerLost, match="RuntimeError: connection closed"):
+    with pytest.raises(WorkerLost, match="RuntimeError: connection closed"):
         fail_with(RuntimeError("connection closed"), Share(2, 2, 0))
     with pytest.raises(RuntimeError, match="connection closed"):
         fail_with(RuntimeError("connection closed"), Share())
@@ -154,13 +154,13 @@ def test_devices_and_workers_train_as_one_device_does(tiny, tmp_path, name):
 def test_batch_normalisation_sees_the_whole_batch_on_several_devices(tiny, tmp_path, name):
     """The dense step of the pooled head, on activations that are kept; its first epoch's dropout aside,
     the averages of batch normalisation are those of one device."""
-    from weights import load_model
+    from transfer.weights import load_model
 
     command = ("finetune", "--data", tiny, "--head", "pooled", "--epochs", "1")
     averages = []
-    for devices in ("1", "2"):
-        train(tmp_path, name, devices, *command, "--devices", devices)
-        layer = load_model(tmp_path / devices).get_layer("batch_normalization")
+    for number in ("1", "2"):
+        train(tmp_path, name, number, *command, "--devices", number)
+        layer = load_model(tmp_path / number).get_layer("batch_normalization")
         assert not layer.synchronized
         averages.append(layer.get_weights()[2:])
     for one, two in zip(*averages):
@@ -172,11 +172,11 @@ def test_batch_normalisation_sees_the_whole_batch_on_several_devices(tiny, tmp_p
 def test_features_are_the_same_on_several_devices(tiny, tmp_path, name):
     command = ("extract_features", "--data", tiny, "--layers", "last", "--splits", "test")
     found = []
-    for devices in ("1", "4"):  # 22 pictures: the last batch is filled up
-        process = start(tmp_path, name, *command, "--out", devices, "--devices", devices)
+    for number in ("1", "4"):  # 22 pictures: the last batch is filled up
+        process = start(tmp_path, name, *command, "--out", number, "--devices", number)
         ((status, _, errors),) = finish(process)
         assert status == 0, errors[-2000:]
-        found.append(np.load(tmp_path / devices / "test.npy"))
+        found.append(np.load(tmp_path / number / "test.npy"))
     assert found[0].shape == (22, 1472)
     assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-4)
 

@@ -144,3 +144,18 @@ TEST_F1 = (
 def rows_of(table, **settings):
     """The rows of FINE_TUNING_ROWS or FOREST_ROWS whose settings are all equal to those given."""
     return [row for row in table if all(row[key] == settings[key] for key in settings)]
+
+
+def forest_rows(original, row):
+    """The rows of FOREST_ROWS that a classifier reruns: whether the network is the `original` VGG16, and
+    its row of metrics."""
+    if "n_estimators" not in row:  # a linear classifier
+        return []
+    return rows_of(
+        FOREST_ROWS,
+        model="original" if original else "fine-tuned",
+        layers=row["layers"],
+        discretize=row["discretize"],
+        trees=row["n_estimators"],
+        leaf=row["min_samples_leaf"],
+    )

@@ -1,0 +1,81 @@
+"""What frozen blocks give for every image, computed once and kept, so that only the rest is trained on."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common import convolutions, outputs_of, split_model
+from transfer.devices import current_share
+from transfer.files import existing_folder, make_array
+from transfer.weights import precision_of, weights_digest
+
+SHARE = 0.8  # of the free space that activations may take; weights and results need some
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where activations are kept, and as what."""
+
+    folder: str = "data/cache"  # or "none"
+    dtype: str = "float32"
+
+
+def trained_part(model, step, dataset, kept):
+    """What a Step trains, and on what.
+
+    Returns (model, {split: its inputs}): the part of `model` behind its frozen blocks with their
+    activations, computed first where they are not there yet; or, where something changes with every
+    epoch or there is no room, all of it with the images.
+    """
+    images = {split: dataset.splits[split].images for split in ("train", "val")}
+    boundary = last_constant_layer(step)
+    alone = current_share().workers == 1  # several would wait for each other's part of the array
+    if boundary is None or kept.folder == "none" or not alone:
+        return model, images
+    lower, upper = split_model(model, boundary)
+    # keyed by the decoded images' own key (files, image size), the layer, the precision and the weights
+    key = f"{boundary}-{precision_of(lower)}-{kept.dtype}-{weights_digest(lower, convolutions(lower))[:16]}"
+    paths = {
+        split: Path(kept.folder) / f"{Path(array.filename).stem}-{key}.npy"
+        for split, array in images.items()
+    }
+    shapes = {split: (len(array), *lower.output.shape[1:]) for split, array in images.items()}
+    if not there_is_room(boundary, paths, shapes, kept):
+        return model, images
+    return upper, {
+        split: make_array(
+            paths[split],
+            shapes[split],
+            kept.dtype,
+            outputs_of(lower, images[split], step.batch_size),
+            step.batch_size,
+            f"{boundary} of {split} images",
+        )
+        for split in images
+    }
+
+
+def last_constant_layer(step):
+    """The last layer whose output never changes in a Step; None where there is none."""
+    if step.augmentation != "none" or step.mixup or "block1" in step.blocks:
+        return None
+    return f"block{5 - len(step.blocks)}_pool"  # a strategy unfreezes the last blocks
+
+
+def there_is_room(layer, paths, shapes, kept):
+    """Whether there is room for the activations of `layer`; says how much they take before they do."""
+    missing = [split for split, path in paths.items() if not path.exists()]
+    if not missing:
+        return True
+    size = sum(math.prod(shapes[split]) for split in missing) * np.dtype(kept.dtype).itemsize
+    free = shutil.disk_usage(existing_folder(paths[missing[0]])).free
+    room = size < SHARE * free
+    print(
+        f"The activations of {layer}, computed once, take {size / 1e9:.2f} GB of the {free / 1e9:.1f} GB "
+        f"free in {kept.folder}" + ("." if room else ": too much, so each epoch computes them again."),
+        flush=True,
+    )
+    return room

@@ -1,0 +1,110 @@
+"""What Keras' `fit` calls: the feed of batches, and the callbacks. Imports Keras, so import it late."""
+
+import os
+import time
+
+import keras
+
+from transfer.files import write_csv
+from transfer.plots import plot_curves
+from transfer.resume import FIGURES
+from transfer.screen import progress
+
+DRAW_EVERY = 20  # seconds between two drawings of a run's curves; an epoch may take less than one drawing
+
+
+class Feed(keras.utils.PyDataset):
+    """`common.Batches` as Keras takes them, made ahead on some threads."""
+
+    def __init__(self, batches):
+        super().__init__(workers=min(4, os.cpu_count()), max_queue_size=8)
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+    def on_epoch_end(self):
+        self.batches.epoch += 1
+
+
+class ResumedEarlyStopping(keras.callbacks.EarlyStopping):
+    """Early stopping that is shown the figures of the epochs in `done`, which lie behind it, again."""
+
+    done = ()
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        for epoch, figures in enumerate(self.done):
+            self.on_epoch_end(epoch, figures)
+
+
+class CheckpointOfAverages(keras.callbacks.ModelCheckpoint):
+    """Validates and keeps the optimizer's moving averages; training goes on from the weights."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.swap = keras.callbacks.SwapEMAWeights()
+
+    def set_model(self, model):
+        super().set_model(model)
+        self.swap.set_model(model)
+
+    def on_test_begin(self, logs=None):
+        self.swap.on_test_begin(logs)
+
+    def on_test_end(self, logs=None):
+        self.swap.on_test_end(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.swap.on_test_begin()
+        super().on_epoch_end(epoch, logs)
+        self.swap.on_test_end()
+
+
+class RecordEpoch(keras.callbacks.Callback):
+    """Has the run remember each epoch; to be called after the checkpoint. about: more of its row."""
+
+    def __init__(self, resume, about):
+        super().__init__()
+        self.resume, self.about = resume, about
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.resume.end_epoch(self.model, self.about | {key: float(logs[key]) for key in FIGURES})
+
+
+class ShowHistory(keras.callbacks.Callback):
+    """Writes history.csv of a run after each epoch, and curves.png now and then and at the end."""
+
+    def __init__(self, run, resume, notice):
+        super().__init__()
+        self.run, self.resume, self.notice = run, resume, notice
+        self.drawn = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        write_csv(self.run / "history.csv", self.resume.history)
+        if time.monotonic() - self.drawn > DRAW_EVERY:
+            self.draw()
+
+    def draw(self):
+        plot_curves(self.resume.history, self.run / "curves.png", self.run.name, self.notice)
+        self.drawn = time.monotonic()
+
+
+class ProgressLines(keras.callbacks.Callback):
+    """Within an epoch, a line now and then where the output is no terminal: images a second, time left."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.images, self.batch_size = len(batches.labels), batches.batch_size
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.bar = progress(None, f"epoch {epoch + 1}", self.images, " images")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update(min(self.batch_size, self.images - self.bar.n))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.bar.close()

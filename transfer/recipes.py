@@ -1,0 +1,226 @@
+"""How a network is trained: steps with all their settings, and the flags and recipes that they come from.
+
+Head and schedule of the strong recipe were chosen on real photographs (docs/better.md). The other
+ingredients did not help there; their flags stay so that the comparison can be rerun on other pictures.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+from common import add_compute_arguments, positive, positive_float
+from transfer.screen import BadInput
+from transfer.study import AUGMENTATION, FINE_TUNING_ROWS, UNFREEZE, rows_of
+
+# What --augment draws from: the study's ranges, or a gentler version of them.
+AUGMENTATIONS = {
+    "none": None,
+    "study": AUGMENTATION,
+    "light": {
+        "rotation_range": 5,
+        "width_shift_range": 0.05,
+        "height_shift_range": 0.05,
+        "zoom_range": 0.1,
+        "horizontal_flip": True,
+    },
+}
+# What each flag is where it is not given. A None is left to the dataset.
+STUDY = {
+    "head": "iii",
+    "unfreeze": "none",
+    "augment": False,
+    "augmentation": "study",
+    "optimizer": "adam",
+    "schedule": "constant",
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "average_weights": False,
+    "flips": False,
+}
+STRONG = {"head": "ii", "unfreeze": "stepped", "schedule": "cosine"}
+RECIPES = {"study": STUDY, "strong": STUDY | STRONG}
+WARM_UP = 0.1  # share of a cosine schedule's steps in which the learning rate rises
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training of a strategy: all that decides it beside the data and the weights at its start."""
+
+    name: str  # as the study calls what trains
+    blocks: tuple  # of convolutions that train beside the head
+    learning_rate: float
+    epochs: int  # at most
+    batch_size: int
+    seed: int
+    optimizer: str = "adam"
+    augmentation: str = "none"  # a key of AUGMENTATIONS
+    schedule: str = "constant"  # of the learning rate, or "cosine"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    average_weights: bool = False
+
+
+def plan_steps(args):
+    """The steps of finetune.py's flags."""
+    trainings = [(name, blocks, args.augment) for name, blocks in UNFREEZE[args.unfreeze]]
+    if args.final_augment:
+        name, blocks = UNFREEZE[args.unfreeze][-1]
+        trainings.append((f"{name}, augmented", blocks, True))
+    steps = []
+    for name, blocks, augment in trainings:
+        if args.augmentation == "light" and not blocks:
+            augment = False  # the dense layers first settle on activations that are kept
+        steps.append(
+            Step(
+                name,
+                blocks,
+                args.fine_tune_learning_rate if blocks else args.learning_rate,
+                args.fine_tune_epochs if blocks else args.epochs,
+                args.batch_size,
+                args.seed,
+                args.optimizer,
+                augmentation=args.augmentation if augment else "none",
+                schedule=args.schedule,
+                label_smoothing=args.label_smoothing,
+                mixup=args.mixup if blocks else 0.0,
+                average_weights=args.average_weights,
+            )
+        )
+    return steps
+
+
+def fine_tuning_rows(arguments):
+    """The study's rows that a run of finetune.py with these arguments (a dict) reruns."""
+    ours = ("augmentation", "schedule", "label_smoothing", "mixup", "average_weights")
+    if any(arguments.get(key, STUDY[key]) != STUDY[key] for key in ours):
+        return []
+    keys = ("head", "unfreeze", "augment", "final_augment")
+    return rows_of(FINE_TUNING_ROWS, **{key: arguments[key] for key in keys})
+
+
+def new_optimizer(step, steps_per_epoch):
+    """A new Keras optimizer for a Step.
+
+    schedule "cosine" rises linearly from 0 over WARM_UP of the steps and falls to 0 along half a cosine
+    (Loshchilov and Hutter 2017). average_weights: keep an exponential moving average of the weights with
+    a horizon of about an epoch (Polyak averaging).
+    """
+    import keras
+
+    settings = {"learning_rate": step.learning_rate}
+    if step.schedule == "cosine":
+        updates = max(1, steps_per_epoch * step.epochs)
+        warm_up = round(WARM_UP * updates)
+        settings["learning_rate"] = keras.optimizers.schedules.CosineDecay(
+            0.0 if warm_up else step.learning_rate,
+            max(1, updates - warm_up),
+            warmup_target=step.learning_rate if warm_up else None,
+            warmup_steps=warm_up,
+        )
+    if step.average_weights:
+        settings |= {"use_ema": True, "ema_momentum": 1 - 1 / max(2, steps_per_epoch)}
+    return keras.optimizers.get({"class_name": step.optimizer, "config": settings})
+
+
+# Flags -----------------------------------------------------------------------------------
+
+
+def add_training_arguments(parser, frozen=True):
+    """The flags of training; frozen: there are steps with frozen convolutions, and recipes for them."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--weights",
+        metavar="W",
+        help="of the convolutions: imagenet, none (drawn anew), or a path to an official Keras .h5, a "
+        ".keras file or a run (default: the dataset's; MAMe imagenet, demo none)",
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=("adam", "adamw", "sgd"),
+        default=None if frozen else "adam",
+        help="default: adam" + ", or the recipe's" * frozen,
+    )
+    add_compute_arguments(group, workers=True)
+    group.add_argument(
+        "--cache-dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the activations of frozen blocks on disk; float16 takes half the space and differs in the "
+        "fourth digit (default: %(default)s)",
+    )
+    rate = {"type": positive_float, "metavar": "LR"}
+    epochs = {"type": positive, "metavar": "N"}
+    if not frozen:
+        group.add_argument("--learning-rate", dest="pretrain_learning_rate", help="MAMe: 1e-4", **rate)
+        group.add_argument("--epochs", dest="pretrain_epochs", help="at most; MAMe: 100", **epochs)
+        return
+    group.add_argument("--learning-rate", help="while the convolutions are frozen; MAMe: 1e-4", **rate)
+    group.add_argument("--fine-tune-learning-rate", help="of unfrozen steps; MAMe: 1e-5", **rate)
+    group.add_argument("--epochs", help="of a frozen step, at most; MAMe: 100", **epochs)
+    group.add_argument("--fine-tune-epochs", help="of an unfrozen step, at most; MAMe: 100", **epochs)
+    group.add_argument(
+        "--l2",
+        type=positive_float,
+        default=0.01,
+        help="of the dense layers of heads ii and iii "
+        "(default: %(default)s, with which the study's losses agree)",
+    )
+
+
+def add_recipe_arguments(parser):
+    """--recipe and the flags of its ingredients, which override it."""
+    group = parser.add_argument_group("the recipe")
+    group.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="study",
+        help="what the flags marked 'recipe' are where they are not given (default: %(default)s)",
+    )
+    boolean = argparse.BooleanOptionalAction
+    group.add_argument(
+        "--augmentation",
+        choices=("study", "light"),
+        help="what --augment draws from: rotation, shifts, zoom and flips as in the study, or less of each "
+        "(recipe)",
+    )
+    group.add_argument(
+        "--schedule",
+        choices=("constant", "cosine"),
+        help="of the learning rate; cosine rises over the first tenth of a step's batches and falls to 0 "
+        "at its last epoch (recipe)",
+    )
+    group.add_argument("--label-smoothing", type=share, metavar="S", help="0 to 1 (recipe)")
+    group.add_argument(
+        "--mixup",
+        type=share,
+        metavar="ALPHA",
+        help="mix training images and labels by shares from Beta(ALPHA, ALPHA) while convolutions train; "
+        "0 for none (recipe)",
+    )
+    group.add_argument(
+        "--average-weights",
+        action=boolean,
+        help="keep a moving average of the weights over about an epoch (recipe)",
+    )
+    group.add_argument("--flips", action=boolean, help="test on each picture and its mirror image (recipe)")
+
+
+def share(text):
+    """argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def apply_recipe(args):
+    """Fill the flags that were not given with those of --recipe. BadInput where one needs another."""
+    for key, value in RECIPES[args.recipe].items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    if args.final_augment and args.recipe != "study":
+        raise BadInput("--final-augment is a step of the study's recipe; leave it out or --recipe.")
+    if args.final_augment and args.augment:
+        raise BadInput(
+            "--final-augment adds augmentation after steps without it; with --augment every step "
+            "has it already, so leave one of the two out."
+        )

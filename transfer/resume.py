@@ -1,0 +1,105 @@
+"""What an interrupted run goes on from: the folder RUN/resume."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transfer.files import read_json, sync, write_json
+from transfer.weights import random_state, set_random_state
+
+FOLDER = "resume"
+FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")  # of an epoch
+
+
+@dataclass
+class Resume:
+    """How far a run has come, and the weights to go on with.
+
+    RUN/resume/state.json is written after each epoch and each step. It names the weights files that belong
+    to it; those are written before it and removed after it, so that whatever it names is whole at any
+    moment.
+    """
+
+    folder: Path
+    step: int = 1  # the number of the step under way
+    stopped: bool = False  # early stopping has ended it
+    start: str = None  # weights of the whole network at its start; None before the first step has ended
+    last: str = None  # weights and optimizer after its last epoch; None before its first one has ended
+    random: dict = field(default_factory=dict)  # `weights.random_state`
+    history: list = field(default_factory=list)  # rows of history.csv, of all steps
+
+    @classmethod
+    def read(cls, run):
+        """That of the run in the folder `run`, or that of a run that has not begun."""
+        folder = Path(run) / FOLDER
+        folder.mkdir(exist_ok=True)
+        state = folder / "state.json"
+        return cls(folder, **(read_json(state) if state.exists() else {}))
+
+    def commit(self):
+        """Write the state, then remove the weights that it no longer names."""
+        state = {key: value for key, value in vars(self).items() if key != "folder"}
+        write_json(self.folder / "state.json", state)
+        self.prune()
+
+    def prune(self):
+        """Remove every file that is not part of the state."""
+        kept = {"state.json", self.start, self.last}
+        if self.rows():
+            kept.add(self.best_weights().name)
+        for path in self.folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
+
+    def rows(self):
+        """The history of the step under way."""
+        return [row for row in self.history if row["step"] == self.step]
+
+    def best_weights(self):
+        """The file of the best epoch so far of the step under way; `checkpoints` writes it."""
+        rows = self.rows()
+        return self.folder / f"best-{rows.index(best_epoch(rows)) + 1}.weights.h5"
+
+    def checkpoints(self):
+        """Path, with {epoch}, for the weights of the step's best epochs."""
+        return self.folder / "best-{epoch}.weights.h5"
+
+    def load_start(self, model):
+        """Give `model` the weights that the step under way starts from."""
+        if self.start:
+            model.load_weights(self.folder / self.start)
+            set_random_state(model, self.random)
+
+    def load_last(self, model):
+        """Give the compiled `model` the weights, optimizer and random state of the step's last epoch."""
+        if self.last:
+            model.load_weights(self.folder / self.last)
+            set_random_state(model, self.random)
+
+    def end_epoch(self, model, row):
+        """Remember an epoch: the compiled model, its row of the history."""
+        epoch = len(self.history) + 1
+        self.last = f"last-{epoch}.weights.h5"
+        save_weights(model, self.folder / self.last)
+        self.history.append({"epoch": epoch, "step": self.step, **row})
+        sync(self.best_weights())
+        self.stopped = model.stop_training
+        self.random |= random_state(model)
+        self.commit()
+
+    def end_step(self, model):
+        """Remember the weights of the whole `model` that the next step starts from."""
+        start = f"step-{self.step}.weights.h5"
+        save_weights(model, self.folder / start)
+        self.step, self.stopped, self.start, self.last = self.step + 1, False, start, None
+        self.commit()
+
+
+def save_weights(model, path):
+    """Weights, and the optimizer's state where the model is compiled, to a new file."""
+    model.save_weights(path)
+    sync(path)
+
+
+def best_epoch(history):
+    """The first row of the best val_accuracy: the epoch whose weights are kept."""
+    return max(history, key=lambda row: row["val_accuracy"])
