@@ -7,6 +7,7 @@ python get_data.py demo          draw the demo dataset (no network, some seconds
 import argparse
 import os
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -35,16 +36,17 @@ def fetch_archive(name, md5, url, root):
     # A download that was killed leaves a part of the archive; without an md5 only this tells.
     whole = archive.exists() and zipfile.is_zipfile(archive)
     try:
-        keras.utils.get_file(
-            name,
-            f"{url.rstrip('/')}/{name}",
-            file_hash=md5,
-            cache_dir=str(root),
-            cache_subdir="download",
-            extract=True,
-            archive_format="zip",
-            force_download=not whole,
-        )
+        with warnings.catch_warnings(action="ignore"):  # what it skipped or could not unpack is found below
+            keras.utils.get_file(
+                name,
+                f"{url.rstrip('/')}/{name}",
+                file_hash=md5,
+                cache_dir=str(root),
+                cache_subdir="download",
+                extract=True,
+                archive_format="zip",
+                force_download=not whole,
+            )
     except Exception as error:  # get_file raises bare Exception where the network fails
         archive.unlink(missing_ok=True)
         raise BadInput(

@@ -138,8 +138,11 @@ def freed():
 
 
 def narrow_vgg16(patch):
-    """Give VGG16 an eighth of its filters, for what does not depend on their number: less to wait for."""
+    """Give VGG16 an eighth of its filters and of fc1 and fc2, for what does not depend on their number: less
+    to wait for."""
     import keras
+
+    from transfer.study import HEADS
 
     def vgg16(include_top, weights, input_shape):
         x = inputs = keras.Input(input_shape)
@@ -151,6 +154,7 @@ def narrow_vgg16(patch):
         return keras.Model(inputs, x)
 
     patch.setattr(keras.applications, "VGG16", vgg16)
+    patch.setitem(HEADS, "fc", (("flatten",), ("dense", 512), ("dense", 512)))
 
 
 @pytest.fixture

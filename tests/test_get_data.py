@@ -42,7 +42,6 @@ def server(tmp_path, tiny, monkeypatch):
     httpd.server_close()
 
 
-@pytest.mark.filterwarnings("ignore:Skipping invalid path")
 def test_fetches_unpacks_and_checks(server, tmp_path, tiny, script, capsys):
     url, _ = server
     root = tmp_path / "data" / "mame"
@@ -55,7 +54,6 @@ def test_fetches_unpacks_and_checks(server, tmp_path, tiny, script, capsys):
     assert not list(tmp_path.rglob("outside.txt"))
 
 
-@pytest.mark.filterwarnings("ignore:Skipping invalid path")
 def test_fetching_again_downloads_nothing_and_names_missing_images(server, tmp_path, script, monkeypatch):
     url, _ = server
     root = tmp_path / "mame"
