@@ -138,8 +138,7 @@ def freed():
 
 
 def narrow_vgg16(patch):
-    """Give VGG16 an eighth of its filters and of fc1 and fc2, for what does not depend on their number: less
-    to wait for."""
+    """Give VGG16 an eighth of its filters, fc1 and fc2 too, for what does not depend on their number."""
     import keras
 
     from transfer.study import HEADS

@@ -112,6 +112,27 @@ def test_what_does_not_fit_is_named(tiny, workdir, script, monkeypatch):
     assert not (workdir / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("found", "gpu", "share", "line"),
+    [
+        ([], None, Share(), "CPU, 3 threads (jax)"),
+        (["NVIDIA H200"], "NVIDIA H200", Share(), "NVIDIA H200, 1 GPU (jax)"),
+        (
+            ["NVIDIA H200"] * 4,
+            None,
+            Share(2),
+            "NVIDIA H200, 2 of 4 GPUs (jax); each batch is shared out among 2 devices",
+        ),
+        ([], "NVIDIA L4", Share(), "CPU, 3 threads (jax); there is an NVIDIA L4 that this jax cannot use"),
+    ],
+)
+def test_what_it_computes_on_is_said(monkeypatch, found, gpu, share, line):
+    monkeypatch.setattr(devices, "accelerators", lambda backend: found)
+    monkeypatch.setattr(devices, "nvidia_gpu", lambda: gpu)
+    monkeypatch.setattr(devices, "cpu_threads", lambda: 3)
+    assert devices.describe_devices("jax", share).startswith(line)
+
+
 def test_a_full_disk_is_no_lost_worker():
     def fail_with(error, share):
         with devices.watching_workers(share):

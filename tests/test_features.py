@@ -125,3 +125,74 @@ def test_an_unknown_layer_or_split_is_named(tiny, workdir, script):
     with pytest.raises(BadInput, match="--splits trian"):
         script("extract_features", "--data", tiny, "--splits", "trian")
     assert not (workdir / "features").exists()
+
+
+def test_features_of_convolutions_at_another_size_than_the_networks(tiny, workdir, narrow, script):
+    """An average over positions does not care: the same values as from a network made for that size."""
+    model = common.build_model(48, 4, "i")
+    weights.load_weights(model, "none", seed=3)
+    model.save("own.keras")
+    flags = ("--data", tiny, "--model", "own.keras", "--splits", "val")
+    with pytest.raises(BadInput, match=r"dense layers of own\.keras take images of 48 .*--layers conv"):
+        script("extract_features", *flags, "--image-size", "64")
+    for layers in ("conv", "block3_conv1,block5_conv3"):
+        script("extract_features", *flags, "--image-size", "64", "--layers", layers, "--out", layers)
+    dataset = load_images(load_dataset(tiny), ("val",), 64, "none")
+    larger = common.build_model(64, 4, "gap")
+    for name in common.convolutions(larger):
+        larger.get_layer(name).set_weights(model.get_layer(name).get_weights())
+    x = keras.applications.vgg16.preprocess_input(
+        dataset.splits["val"].images[np.arange(12)].astype("float32")
+    )
+    raw = keras.Model(larger.input, larger.get_layer("block5_conv3").output).predict_on_batch(x)
+    expected = np.asarray(raw).mean(axis=(1, 2))
+    for layers in ("conv", "block3_conv1,block5_conv3"):
+        found = np.load(f"{layers}/val.npy")[:, -expected.shape[1] :]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    script("extract_features", *flags, "--out", "own")  # without a size: the network's own
+    assert json.loads((workdir / "own" / "features.json").read_text())["image_size"] == 48
+
+
+def test_random_forests_at_another_size_take_the_convolutions_alone(tiny, workdir, narrow, script):
+    model = common.build_model(48, 4, "i")
+    model.save("own.keras")
+    flags = ("--data", tiny, "--model", "own.keras", "--trees", "2", "--image-size", "32")
+    with pytest.raises(BadInput, match="--layers conv"):
+        script("random_forest", *flags)
+    script("random_forest", *flags, "--layers", "last")
+    assert (workdir / "runs" / "tiny-forest-own-last-trees2-leaf2" / "metrics.json").exists()
+
+
+def test_what_is_no_vgg16_is_said_to_be_none(tiny, workdir, script):
+    inputs = keras.Input((8, 8, 3))
+    keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)).save("other.keras")
+    for command in ("extract_features", "random_forest"):
+        with pytest.raises(BadInput, match=r"other\.keras holds no VGG16"):
+            script(command, "--data", tiny, "--model", "other.keras")
+
+
+@pytest.mark.parametrize("command", ["extract_features", "random_forest"])
+def test_without_network_the_flag_that_helps_is_named(tiny, workdir, script, monkeypatch, command):
+    def get_file(*_, **__):
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
+    with pytest.raises(BadInput) as error:
+        script(command, "--data", tiny, "--model", "imagenet", "--layers", "conv")
+    assert "--model PATH" in str(error.value)
+    assert "--weights" not in str(error.value)
+
+
+def test_images_left_out_are_listed(own_tiny, workdir, narrow, script):
+    root, _ = own_tiny
+    bad = ["train.1.1.jpg", "val.2.0.jpeg"]
+    for name in bad:
+        (root / "data_256" / name).write_bytes(b"")
+    flags = ("--data", root, "--model", "none", "--layers", "block1_conv1", "--skip-unreadable")
+    script("extract_features", *flags, "--splits", "train", "--out", "stored")
+    assert json.loads((workdir / "stored" / "features.json").read_text())["skipped_images"] == bad[:1]
+    script("extract_features", *flags, "--splits", "val", "--out", "stored")
+    assert json.loads((workdir / "stored" / "features.json").read_text())["skipped_images"] == bad
+    script("random_forest", *flags, "--trees", "2", "--features", "stored")
+    (run,) = (workdir / "runs").iterdir()
+    assert json.loads((run / "config.json").read_text())["features"]["skipped_images"] == bad

@@ -165,3 +165,29 @@ def test_from_a_folder_of_photographs_to_a_confusion_matrix(classes, workdir, na
     assert metrics["images"] == 6
     assert metrics["museums"] == {}
     assert (workdir / run / "test" / "confusion_matrix.png").exists()
+
+
+def test_no_lock_is_left_among_the_pictures(classes):
+    load_dataset(classes)
+    assert {path.name for path in classes.iterdir()} == {*CLASSES, "__MACOSX", "split.csv"}
+
+
+def test_pictures_on_a_read_only_disk_have_their_split_recorded_elsewhere(classes, workdir, monkeypatch):
+    before = sorted(classes.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: path != classes)
+        first = load_dataset(classes, seed=5)
+        assert sorted(classes.rglob("*")) == before
+        (record,) = (workdir / "data" / "splits").iterdir()
+        assert record.name.startswith("walls-")
+        assert load_dataset(classes, seed=6).fingerprint == first.fingerprint
+    recorded = record.read_bytes()
+    (classes / "split.csv").write_bytes(recorded)  # what is recorded there holds there too
+    record.unlink()
+    write_picture(classes / "linen" / "new.png", "linen", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: path != classes)
+        after = load_dataset(classes, seed=7)
+    for split, files in files_of(first).items():
+        assert set(files) <= set(files_of(after)[split])
+    assert (classes / "split.csv").read_bytes() == recorded

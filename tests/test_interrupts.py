@@ -162,6 +162,22 @@ def test_what_resume_refuses(tiny, workdir, monkeypatch, script):
         script("finetune", "--resume", "cut")
 
 
+def test_a_run_that_an_earlier_version_began_is_refused_or_passed_over(tiny, workdir, monkeypatch, script):
+    flags = ("--data", tiny, "--head", "i", "--epochs", "1")
+    with monkeypatch.context() as patch:
+        unplug_at(patch, "resume.write_json", 1, False)
+        with pytest.raises(Unplugged):
+            script("finetune", *flags, "--out", "runs/tiny-finetune-i-none")
+    config = workdir / "runs" / "tiny-finetune-i-none" / "config.json"
+    content = json.loads(config.read_text())
+    del content["format"]
+    config.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="another version of these scripts began; delete it"):
+        script("finetune", "--resume", "runs/tiny-finetune-i-none")
+    script("finetune", *flags)
+    assert (workdir / "runs" / "tiny-finetune-i-none-2" / "metrics.json").exists()
+
+
 def test_weights_that_changed_since_are_not_gone_on_with(tiny, workdir, monkeypatch, script):
     def write_base(seed):
         model = common.build_model(32, 4, "gap")

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,3 +196,17 @@ def test_folders_are_searched_and_files_named_once(tiny, tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["deep/two.JPG", "one.jpeg", "read.me"]
     assert load_dataset(tiny).labels == MEDIUMS
+
+
+@pytest.mark.parametrize("columns", [60, 100, 300])
+def test_the_table_of_predictions_fits_the_terminal(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    name = "a very long name of a photograph, as museums give them, number 12345.jpg"
+    ranked = [(f"a class of number {n}", 0.2) for n in range(5)]
+    prediction.print_predictions({Path("somewhere") / name: ranked, Path("b.jpg"): ranked}, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= max(columns, 70)
+    assert "number 12345.jpg" in lines[1]
+    assert "somewhere" not in lines[1]
+    assert ("number 4" in lines[1]) == (columns == 300)
+    assert "number 0" in lines[1]

@@ -219,3 +219,25 @@ def test_features_without_a_layer_or_folder_are_named(tiny, workdir, features, s
     with pytest.raises(BadInput, match="nowhere"):
         script("random_forest", "--data", tiny, "--features", "nowhere")
     assert not (workdir / "runs").exists()
+
+
+def test_a_flag_narrows_the_grid(tiny, workdir, features, script, monkeypatch):
+    monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)
+    flags = ("--grid", "--trees", "5", "--layers", "last", "--no-discretize")
+    script("random_forest", "--data", tiny, *flags)
+    rows = json.loads((only_run(workdir) / "metrics.json").read_text())["forests"]
+    found = {(r["layers"], r["discretize"], r["min_samples_leaf"], r["n_estimators"]) for r in rows}
+    assert found == {("last", False, leaf, 5) for leaf in (2, 7, 20)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--c", "0.1"], "--c is of --classifier linear"),
+        (["--classifier", "linear", "--trees", "5"], "--trees is of --classifier forest"),
+        (["--classifier", "linear", "--leaf", "5"], "--leaf is of --classifier forest"),
+    ],
+)
+def test_a_flag_of_another_classifier_is_refused(flags, message):
+    with pytest.raises(BadInput, match=message):
+        random_forest.parse_args(flags)

@@ -104,7 +104,7 @@ def all_fit(model, image_size):
 def build_network(source):
     """The network of a Source with its weights: a Keras model that has at least the layers asked for.
 
-    BadInput where it is no VGG16, or where its dense layers are asked for and do not fit the image size.
+    BadInput where its dense layers are asked for and do not fit the image size.
     """
     model, size = source.model, source.image_size
     dense = source.layers == "all" or "fc" in source.layers
@@ -117,10 +117,7 @@ def build_network(source):
             f"use --layers conv (or last, or names of convolutions) with --image-size {size}."
         )
     if not is_original(model) and all_fit(model, size):
-        network = load_model(model)
-        if len(convolutions(network)) != 13 or "block1_conv1" not in convolutions(network):
-            raise BadInput(f"--model {model} has no layer block1_conv1: it is no VGG16; name another.")
-        return network
+        return load_model(model)
     network = build_model(size, 1000, "fc" if dense else "gap")
     layers = convolutions(network) + (["fc1", "fc2"] if dense else [])
     load_weights(network, model, source.seed, layers, "--model")

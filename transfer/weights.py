@@ -119,14 +119,20 @@ def load_model(path):
 
 
 def input_size(path):
-    """The image size of the network in a .keras file or a run's folder, in pixels, without loading it."""
+    """The image size of the VGG16 in a .keras file or a run's folder, in pixels, without loading it.
+
+    BadInput where there is no VGG16.
+    """
     path = model_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))["config"]
-        return int(config["layers"][0]["config"]["batch_shape"][1])
+            layers = json.loads(archive.read("config.json"))["config"]["layers"]
+        names = {layer["config"]["name"] for layer in layers}
+        if {"block1_conv1", "block5_conv3"} <= names:
+            return int(layers[0]["config"]["batch_shape"][1])
     except (zipfile.BadZipFile, ValueError, KeyError, IndexError, TypeError):
-        raise BadInput(f"{path} is no VGG16 in a .keras file; name another.") from None
+        pass
+    raise BadInput(f"{path} holds no VGG16 (no layers block1_conv1 to block5_conv3); name another.")
 
 
 def weights_digest(model, layers):
