@@ -25,6 +25,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Flags -----------------------------------------------------------------------------------
 
 
+def script_parser(description):
+    """An argparse parser for a script with this docstring."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def add_shared_arguments(parser, resume=False):
     """The flags that mean the same in every script; None stands for the dataset's own default.
 
@@ -38,10 +45,7 @@ def add_shared_arguments(parser, resume=False):
     )
     group.add_argument("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
     group.add_argument(
-        "--image-size",
-        type=natural,
-        metavar="N",
-        help="pixels a side (default: the dataset's; MAMe 224)",
+        "--image-size", type=natural, metavar="N", help="pixels a side (default: the dataset's; MAMe 224)"
     )
     group.add_argument("--batch-size", type=positive, metavar="N", help="default: the dataset's; MAMe 32")
     group.add_argument(

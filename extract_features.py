@@ -11,10 +11,9 @@ its positions, the dense layers as they are (STUDY, "Feature extraction").
     block5_conv3        512                512
 """
 
-import argparse
 from pathlib import Path
 
-from common import add_shared_arguments, resolve_arguments
+from common import add_shared_arguments, resolve_arguments, script_parser
 from transfer.dataset import SPLITS, load_dataset
 from transfer.features import (
     Extraction,
@@ -29,9 +28,7 @@ from transfer.screen import BadInput, print_configuration, print_notice, run_scr
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     group = parser.add_argument_group("the features")
     add_feature_arguments(group, layers="all")
     group.add_argument(

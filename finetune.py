@@ -17,7 +17,7 @@ Beside the study's recipe there is a stronger one (recipes.py):
 
 import argparse
 
-from common import add_shared_arguments, parse_arguments, resolve_arguments
+from common import add_shared_arguments, parse_arguments, resolve_arguments, script_parser
 from transfer.dataset import load_dataset
 from transfer.recipes import (
     add_recipe_arguments,
@@ -32,9 +32,7 @@ from transfer.training import run_training
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     group = parser.add_argument_group("the strategy")
     group.add_argument(
         "--head",

@@ -4,14 +4,13 @@ python get_data.py mame          download and unpack both archives, check every 
 python get_data.py demo          draw the demo dataset (no network, some seconds)
 """
 
-import argparse
 import os
 import shutil
 import warnings
 import zipfile
 from pathlib import Path
 
-from common import natural, positive
+from common import natural, positive, script_parser
 from transfer.dataset import DEFAULT_DATA, DEMO_DATA, load_dataset
 from transfer.demo import DEMO_TRAIN, write_demo
 from transfer.files import locked
@@ -104,9 +103,7 @@ def check_files(dataset):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("what", choices=("mame", "demo"))
     parser.add_argument("--data", metavar="DIR", help="where to put it (default: data/mame, data/demo)")
     parser.add_argument("--url", default=MAME_URL, help="where MAMe's archives lie (default: %(default)s)")

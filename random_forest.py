@@ -24,6 +24,7 @@ from common import (
     positive,
     positive_float,
     resolve_arguments,
+    script_parser,
     select_layers,
 )
 from transfer.classifiers import fit_classifiers, save_pipeline
@@ -46,21 +47,8 @@ from transfer.features import (
 from transfer.files import read_json, write_csv, write_json
 from transfer.plots import plot_confusion
 from transfer.runs import describe_run, start_run
-from transfer.screen import (
-    BadInput,
-    percent,
-    print_configuration,
-    print_notice,
-    print_table,
-    run_script,
-)
-from transfer.study import (
-    FOREST_LAYERS,
-    FOREST_LEAVES,
-    FOREST_REPORTED,
-    FOREST_TREES,
-    forest_rows,
-)
+from transfer.screen import BadInput, percent, print_configuration, print_notice, print_table, run_script
+from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_REPORTED, FOREST_TREES, forest_rows
 
 # What a flag is where it is not given: alone, and with --grid.
 DEFAULTS = {
@@ -74,9 +62,7 @@ OF_CLASSIFIER = {"forest": ("trees", "leaf"), "linear": ("c",)}  # flags that be
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     group = parser.add_argument_group("the classifier")
     group.add_argument(
         "--classifier", choices=tuple(OF_CLASSIFIER), default="forest", help="default: %(default)s"

@@ -11,12 +11,11 @@ forests and linear classifiers layer_importance.png. --predict writes prediction
 to RUN/predicted/. Not a pytest file.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from common import add_shared_arguments
+from common import add_shared_arguments, script_parser
 from transfer.classifiers import load_pipeline, pipeline_probabilities
 from transfer.dataset import load_dataset
 from transfer.features import Extraction, check_supports, extract_features, load_features
@@ -45,9 +44,7 @@ from transfer.screen import BadInput, percent, print_notice, progress, run_scrip
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     group = parser.add_argument_group("what is tested")
     group.add_argument("--run", metavar="RUN", help="default: the best validation accuracy of all runs")
     group.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
@@ -64,9 +61,7 @@ def parse_args(argv=None):
         "mistakes, the importance of each layer (forests)",
     )
     group.add_argument(
-        "--flips",
-        action=argparse.BooleanOptionalAction,
-        help="test a network on each picture and its mirror image (default: as its recipe says)",
+        "--flips", action="store_true", help="have a network look at each picture and its mirror image"
     )
     add_shared_arguments(parser)
     return parser.parse_args(argv)
@@ -80,12 +75,6 @@ def choose_run(named, runs, dataset):
     if dataset:
         runs = [run for run in runs if run.fingerprint == dataset.fingerprint]
     return max(runs, key=lambda run: run.metrics["val_accuracy"], default=None)
-
-
-def takes_flips(args, run):
-    """Whether each picture's mirror image is looked at too: --flips, or as the run's recipe says."""
-    flips = run.config["arguments"].get("flips", False) if args.flips is None else args.flips
-    return run.is_network and flips
 
 
 # The test split --------------------------------------------------------------------------
@@ -134,7 +123,7 @@ def test(args, runs):
     print(
         f"Testing {run.folder} on {len(dataset.splits['test'].files)} images of the test split", flush=True
     )
-    flips, network = takes_flips(args, run), None
+    flips, network = args.flips and run.is_network, None
     if run.is_network:
         classify, network = load_classifier(run, flips)
         dataset = load_images(dataset, ("test",), run.image_size, args.cache, args.skip_unreadable)
@@ -182,7 +171,7 @@ def predict(args, runs):
     out = Path(args.out or next(p for p in numbered(run.folder / "predicted") if not p.exists()))
     if (out / "predictions.jsonl").exists():
         raise BadInput(f"{out} holds predictions already; name a new folder with --out.")
-    classify, network = load_classifier(run, takes_flips(args, run))
+    classify, network = load_classifier(run, args.flips)
     explain_each = args.explain and run.is_network
     rankings, unreadable = {}, {}
     with locked(out / LOCK):

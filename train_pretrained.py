@@ -8,9 +8,7 @@ He-normal (He et al. 2015), which keeps the signal's size through all 13; Keras'
 uniform, halves its variance at each (`benchmarks/initialisation.py` shows both).
 """
 
-import argparse
-
-from common import add_shared_arguments, parse_arguments, resolve_arguments
+from common import add_shared_arguments, parse_arguments, resolve_arguments, script_parser
 from transfer.dataset import load_dataset
 from transfer.recipes import Step, add_training_arguments
 from transfer.screen import run_script
@@ -19,9 +17,7 @@ from transfer.training import run_training
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     group = parser.add_argument_group("the network")
     group.add_argument(
         "--top",

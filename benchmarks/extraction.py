@@ -14,16 +14,7 @@ import tempfile
 import time
 
 import numpy as np
-from measure import (
-    PICTURES,
-    alternate,
-    describe_machine,
-    peak_memory,
-    pictures,
-    report,
-    run_worker,
-    spread,
-)
+from measure import PICTURES, alternate, describe_machine, peak_memory, pictures, report, run_worker, spread
 
 GFLOP = 30.9
 METHODS = ("plain", "ours", "ours-bfloat16", "torch", "torch-bfloat16", "matmul")

@@ -272,13 +272,7 @@ def test_new_weights_are_he_normal_and_follow_the_seed():
 
 
 COUNTS = {
-    "fc": {
-        "all": 12416,
-        "conv": 4224,
-        "last": 1472,
-        "block5_conv3": 512,
-        "fc2,block1_conv1": 4096 + 64,
-    },
+    "fc": {"all": 12416, "conv": 4224, "last": 1472, "block5_conv3": 512, "fc2,block1_conv1": 4096 + 64},
     "iii": {"all": 4992, "conv": 4224},
 }
 

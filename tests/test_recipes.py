@@ -28,7 +28,6 @@ def test_the_studys_recipe_is_what_the_flags_were_before():
         "label_smoothing": 0,
         "mixup": 0,
         "average_weights": False,
-        "flips": False,
     }.items():
         assert args[key] == value, key
     assert len(recipes.fine_tuning_rows(args)) == 2
@@ -38,9 +37,9 @@ def test_flags_override_the_recipe():
     strong = vars(finetune.parse_args(["--recipe", "strong"]))
     assert {key: strong[key] for key in recipes.RECIPES["strong"]} == recipes.RECIPES["strong"]
     assert recipes.fine_tuning_rows(strong) == []
-    flags = ["--recipe", "strong", "--schedule", "constant", "--flips", "--head", "i"]
+    flags = ["--recipe", "strong", "--schedule", "constant", "--head", "i"]
     args = finetune.parse_args(flags)
-    assert (args.schedule, args.flips, args.head) == ("constant", True, "i")
+    assert (args.schedule, args.head) == ("constant", "i")
     with pytest.raises(BadInput, match="--final-augment"):
         finetune.parse_args(["--recipe", "strong", "--final-augment"])
     with pytest.raises(SystemExit):
@@ -167,7 +166,7 @@ def test_an_interrupted_run_with_every_ingredient_ends_as_one_that_was_not(
     assert config["steps"][1]["mixup"] == 0.2
 
 
-def test_mirror_images_are_looked_at_where_the_recipe_says(tiny, in_runs, script):
+def test_mirror_images_are_looked_at_where_flips_says(tiny, in_runs, script):
     """The run's probabilities with --flips are the mean of those of each picture and its mirror image."""
     from transfer.images import decode_image
     from transfer.weights import load_model

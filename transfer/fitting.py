@@ -7,8 +7,8 @@ import keras
 
 from transfer.files import write_csv
 from transfer.plots import plot_curves
-from transfer.resume import FIGURES
 from transfer.screen import progress
+from transfer.study import FIGURES
 
 DRAW_EVERY = 20  # seconds between two drawings of a run's curves; an epoch may take less than one drawing
 

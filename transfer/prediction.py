@@ -6,13 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import (
-    convolutions,
-    import_keras,
-    pooled_model,
-    select_layers,
-    split_model,
-)
+from common import convolutions, import_keras, pooled_model, select_layers, split_model
 from transfer.classifiers import load_pipeline, pipeline_probabilities
 from transfer.features import Source, build_network, take_layers
 from transfer.files import write_atomically, write_csv

@@ -34,7 +34,6 @@ STUDY = {
     "label_smoothing": 0.0,
     "mixup": 0.0,
     "average_weights": False,
-    "flips": False,
 }
 STRONG = {"head": "ii", "unfreeze": "stepped", "schedule": "cosine"}
 RECIPES = {"study": STUDY, "strong": STUDY | STRONG}
@@ -175,7 +174,6 @@ def add_recipe_arguments(parser):
         default="study",
         help="what the flags marked 'recipe' are where they are not given (default: %(default)s)",
     )
-    boolean = argparse.BooleanOptionalAction
     group.add_argument(
         "--augmentation",
         choices=("study", "light"),
@@ -198,10 +196,9 @@ def add_recipe_arguments(parser):
     )
     group.add_argument(
         "--average-weights",
-        action=boolean,
+        action=argparse.BooleanOptionalAction,
         help="keep a moving average of the weights over about an epoch (recipe)",
     )
-    group.add_argument("--flips", action=boolean, help="test on each picture and its mirror image (recipe)")
 
 
 def share(text):

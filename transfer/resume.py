@@ -7,7 +7,6 @@ from transfer.files import read_json, sync, write_json
 from transfer.weights import random_state, set_random_state
 
 FOLDER = "resume"
-FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")  # of an epoch
 
 
 @dataclass

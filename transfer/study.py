@@ -26,13 +26,7 @@ HEADS = {
         ("dense", 256, "l2"),
         ("dense", 256, "l2"),
     ),
-    "fc": (
-        ("flatten",),
-        ("dense", 4096),
-        ("dropout", 0.5),
-        ("dense", 4096),
-        ("dropout", 0.5),
-    ),
+    "fc": (("flatten",), ("dense", 4096), ("dropout", 0.5), ("dense", 4096), ("dropout", 0.5)),
     "gap": (("global_average_pooling",),),
     "pooled": (("global_average_pooling",), ("batch_normalization",), ("dropout", 0.4)),
 }
@@ -44,11 +38,7 @@ UNFREEZE = {
     "none": (("dense", ()),),
     "block4": (("dense", ()), ("dense + block4 + block5", ("block4", "block5"))),
     "all": (("dense", ()), ("all", ALL_BLOCKS)),
-    "stepped": (
-        ("dense", ()),
-        ("dense + block4 + block5", ("block4", "block5")),
-        ("all", ALL_BLOCKS),
-    ),
+    "stepped": (("dense", ()), ("dense + block4 + block5", ("block4", "block5")), ("all", ALL_BLOCKS)),
 }
 
 # Section "Fine-tuning", augmentation, in the sense of Keras' ImageDataGenerator.
@@ -67,6 +57,7 @@ EARLY_STOPPING_PATIENCE = 20
 # (Garcia-Gasulla et al. 2018), in standard deviations.
 EMBEDDING_THRESHOLDS = (-0.25, 0.15)
 
+FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")  # by which its tables judge a training
 # Section "Fine-tuning", both tables: settings, then loss, accuracy, val loss, val accuracy.
 FINE_TUNING_ROWS = [
     dict(zip(("row", "head", "unfreeze", "augment", "final_augment", "figures"), row))
@@ -75,32 +66,11 @@ FINE_TUNING_ROWS = [
         ("head ii", "ii", "none", False, False, (0.4393, 99.99, 1.1183, 80.04)),
         ("head iii", "iii", "none", False, False, (0.4676, 99.94, 1.1532, 80.18)),
         ("dense, no augmentation", "iii", "none", False, False, (0.6381, 99.92, 1.3175, 80.03)),
-        (
-            "dense, augmentation, first run",
-            "iii",
-            "none",
-            True,
-            False,
-            (6.6944, 77.33, 6.8026, 73.58),
-        ),
+        ("dense, augmentation, first run", "iii", "none", True, False, (6.6944, 77.33, 6.8026, 73.58)),
         ("dense, augmentation", "iii", "none", True, False, (4.0019, 86.80, 4.3281, 77.13)),
         ("all unfrozen, augmentation", "iii", "all", True, False, (2.1214, 93.32, 2.6561, 79.62)),
-        (
-            "stepwise, no augmentation",
-            "iii",
-            "stepped",
-            False,
-            False,
-            (2.8288, 98.09, 3.4019, 81.25),
-        ),
-        (
-            "stepwise, then augmentation",
-            "iii",
-            "stepped",
-            False,
-            True,
-            (2.0618, 92.88, 2.6053, 79.12),
-        ),
+        ("stepwise, no augmentation", "iii", "stepped", False, False, (2.8288, 98.09, 3.4019, 81.25)),
+        ("stepwise, then augmentation", "iii", "stepped", False, True, (2.0618, 92.88, 2.6053, 79.12)),
     )
 ]
 

@@ -5,22 +5,16 @@ import shutil
 import sys
 from dataclasses import asdict
 
-from common import (
-    Batches,
-    build_model,
-    convolutions,
-    import_keras,
-    set_trainable,
-    training_callbacks,
-)
+from common import Batches, build_model, convolutions, import_keras, set_trainable, training_callbacks
 from transfer.activations import Kept, trained_part
 from transfer.devices import current_share, distributed, watching_workers
 from transfer.files import check_space, replace_with_checksum, write_json
 from transfer.images import load_images
 from transfer.recipes import AUGMENTATIONS, new_optimizer
-from transfer.resume import FIGURES, FOLDER, Resume, best_epoch
+from transfer.resume import FOLDER, Resume, best_epoch
 from transfer.runs import describe_run, start_run
 from transfer.screen import percent, print_configuration, print_notice, print_table
+from transfer.study import FIGURES
 from transfer.weights import load_weights, weights_digest, with_precision
 
 
