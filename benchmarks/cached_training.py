@@ -13,7 +13,6 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from measure import PICTURES, alternate, describe_machine, pictures, report, spread
@@ -27,40 +26,42 @@ def work(args):
 
 
 def measure(args, folder):
+    from types import SimpleNamespace
+
     import common
     from transfer import training, weights
+    from transfer.activations import Kept
+    from transfer.recipes import Step
+    from transfer.resume import Resume
 
     keras = common.import_keras()
     keras.utils.set_random_seed(0)
-    counts = {"train": args.images, "val": args.images // 4}
     rng = np.random.default_rng(0)
-    images, splits = {}, {}
-    for split, count in counts.items():
-        images[split] = pictures(count, folder)
+    splits = {}
+    for split, count in (("train", args.images), ("val", args.images // 4)):
+        images = pictures(count, folder)
         if args.input == "random":
             path = folder / f"random-{count}.npy"
-            np.save(path, rng.integers(0, 256, images[split].shape, "uint8"))
-            images[split] = np.load(path, mmap_mode="r")
-        splits[split] = SimpleNamespace(labels=rng.integers(0, 6, count))
+            np.save(path, rng.integers(0, 256, images.shape, "uint8"))
+            images = np.load(path, mmap_mode="r")
+        splits[split] = SimpleNamespace(images=images, labels=rng.integers(0, 6, count))
     model = common.build_model(224, 6, "iii")
     weights.load_weights(model, "none", 0)
-    step = {"name": "", "blocks": BLOCKS[args.step], "augment": False}
-    step |= {"learning_rate": 1e-4, "epochs": args.epochs}
-    cache = "none" if args.method == "plain" else str(folder)
-    settings = SimpleNamespace(batch_size=args.batch_size, seed=0, optimizer="adam", cache=cache)
-    settings.precision, settings.cache_dtype = "float32", "float32"
-    moments, original = [time.perf_counter()], training.batches
+    step = Step("", BLOCKS[args.step], 1e-4, args.epochs, args.batch_size, 0)
+    kept = Kept("none" if args.method == "plain" else str(folder))
 
-    def watched(*arguments, **flags):  # the first call: the cache is filled, the training begins
-        if len(moments) == 1:
-            moments.append(time.perf_counter())
-        return original(*arguments, **flags)
+    class Clock(keras.callbacks.Callback):
+        moments = [time.perf_counter()]
 
-    training.batches = watched
-    dataset = SimpleNamespace(splits=splits)
-    on_epoch_end = lambda *_: moments.append(time.perf_counter())  # noqa: E731
-    training.train_step(model, step, dataset, images, settings, 0, folder, on_epoch_end)
-    filling, first, *later = np.diff(moments) / args.images * 1000
+        def on_train_begin(self, logs=None):  # the cache is filled
+            self.moments.append(time.perf_counter())
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.moments.append(time.perf_counter())
+
+    clock, dataset = Clock(), SimpleNamespace(name="photographs", splits=splits)
+    training.train_step(model, step, dataset, kept, Resume.read(folder), [clock])
+    filling, first, *later = np.diff(clock.moments) / args.images * 1000
     report(filling=filling, first=first, later=float(np.median(later)))
 
 

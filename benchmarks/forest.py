@@ -3,7 +3,7 @@
     python benchmarks/forest.py
 
 Features are drawn, with 29 classes that differ a little, and lie on disk as the stored ones do. Ours is
-`random_forest.fit_forests`, and `fit_linear` without and with the full-network embedding; beside them
+`classifiers.fit_classifiers`, the linear classifier without and with the full-network embedding; beside it
 scikit-learn's forest called plainly on the array in memory. Seconds are those of `fit`; memory is the peak
 of the process, the features (1.0 GB) included. The linear classifier's iterations depend on the data: drawn
 features need fewer than real ones, so seconds an iteration are what to compare.
@@ -37,26 +37,16 @@ def draw_features(path, images):
 def work(args):
     with np.load(args.labels) as file:
         y = file["labels"]
-    if args.method.startswith("linear"):
-        import random_forest
+    if args.method != "scikit-learn":
+        from transfer.classifiers import fit_classifiers
 
+        linear = args.method.startswith("linear")
+        setting = {"C": 0.01} if linear else {"min_samples_leaf": 2, "n_estimators": 50}
         x = np.load(args.features, mmap_mode="r")
         val, discretize = (x[:1450], y[:1450]), args.method.endswith("discretised")
-        c = random_forest.LINEAR_C
-        ((_, row, _, seconds),) = random_forest.fit_linear((x, y), val, (c,), discretize, "drawn")
-        report(
-            seconds=seconds,
-            peak_MB=peak_memory(),
-            iterations=row["iterations"],
-            train_accuracy=row["accuracy"],
-        )
-    elif args.method == "ours":
-        import random_forest
-
-        x = np.load(args.features, mmap_mode="r")
-        val = (x[:1450], y[:1450])
-        (_, row, _, seconds), *_ = random_forest.fit_forests((x, y), val, (50,), (2,), False, 0, "forest")
-        report(seconds=seconds, peak_MB=peak_memory(), train_accuracy=row["accuracy"])
+        ((_, row, _, seconds),) = fit_classifiers([setting], (x, y), val, discretize, 0)
+        more = {"iterations": row["iterations"]} if linear else {}
+        report(seconds=seconds, peak_MB=peak_memory(), train_accuracy=row["accuracy"], **more)
     else:
         from sklearn.ensemble import RandomForestClassifier
 

@@ -37,7 +37,7 @@ def main():
         for _ in range(args.rounds):
             for augment in (None, AUGMENTATION):
                 for threads in (1, os.cpu_count()):
-                    source = common.batches(images, labels, args.batch_size, 0, augment)
+                    source = common.Batches(images, labels, args.batch_size, seed=0, augment=augment)
                     source[0]
                     start = time.perf_counter()
                     with ThreadPoolExecutor(threads) as pool:

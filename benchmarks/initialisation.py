@@ -25,8 +25,9 @@ STEPS = 40
 
 def main():
     keras = common.import_keras()
-    dataset, images, _ = load_images(load_dataset(demo_dataset()), ("train",), 48)
-    source = common.batches(images["train"], dataset.splits["train"].labels, 32, seed=0)
+    dataset = load_images(load_dataset(demo_dataset()), ("train",), 48)
+    train = dataset.splits["train"]
+    source = common.Batches(train.images, train.labels, 32, seed=0)
     rows = []
     for name in ("Glorot uniform (Keras)", "He normal, pixels scaled (ours)"):
         keras.utils.set_random_seed(0)

@@ -30,7 +30,7 @@ def main():
     from sklearn.pipeline import Pipeline
     from sklearn.svm import LinearSVC
 
-    from random_forest import LINEAR_ITERATIONS, LINEAR_TOLERANCE, embedding
+    from transfer.classifiers import LINEAR_ITERATIONS, LINEAR_TOLERANCE, embedding
     from transfer.dataset import load_dataset
     from transfer.features import load_features
 

@@ -12,7 +12,6 @@ import argparse
 import sys
 import tempfile
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,59 +52,54 @@ def main():
         sys.exit("There are no real photographs beside the repository, so there is nothing to measure.")
     import common
     from transfer import training, weights
+    from transfer.activations import Kept
     from transfer.images import decode_image
+    from transfer.recipes import Step
+    from transfer.resume import Resume, best_epoch
 
     keras = common.import_keras()
     from sklearn.ensemble import RandomForestClassifier
 
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
-        images, labels = {}, {}
+        splits = {}
         for split, count in (("train", args.per_class), ("val", 100)):
-            paths, labels[split] = photographs(split, count)
+            paths, labels = photographs(split, count)
             np.save(f"{folder}/{split}.npy", np.stack([decode_image(path, 224) for path in paths]))
-            images[split] = np.load(f"{folder}/{split}.npy", mmap_mode="r")
-        print(f"TrashNet, {len(labels['train'])} train, {len(labels['val'])} val; VGG19 blocks 1-3\n")
+            images = np.load(f"{folder}/{split}.npy", mmap_mode="r")
+            splits[split] = SimpleNamespace(images=images, labels=labels)
+        train, val = splits["train"], splits["val"]
+        print(f"TrashNet, {len(train.labels)} train, {len(val.labels)} val; VGG19 blocks 1-3\n")
         features = {}
         for precision in ("float32", "bfloat16"):
             model = weights.with_precision(partly_pretrained(common, weights), precision)
             pooled, _ = common.pooled_model(model, common.convolutions(model))
             start = time.perf_counter()
-            for split, array in images.items():
-                produce = common.outputs_of(pooled, array, 32)
-                parts = [produce(n, min(n + 32, len(array))) for n in range(0, len(array), 32)]
-                features[precision, split] = np.concatenate(parts)
-            rate = sum(map(len, images.values())) / (time.perf_counter() - start)
+            for name, split in splits.items():
+                produce, count = common.outputs_of(pooled, split.images, 32), len(split.labels)
+                parts = [produce(n, min(n + 32, count)) for n in range(0, count, 32)]
+                features[precision, name] = np.concatenate(parts)
+            rate = (len(train.labels) + len(val.labels)) / (time.perf_counter() - start)
             scores = []
             for seed in SEEDS:
                 forest = RandomForestClassifier(50, min_samples_leaf=2, n_jobs=-1, random_state=seed)
-                forest.fit(features[precision, "train"], labels["train"])
-                scores.append(forest.score(features[precision, "val"], labels["val"]))
+                forest.fit(features[precision, "train"], train.labels)
+                scores.append(forest.score(features[precision, "val"], val.labels))
             print(f"  forest on {precision} features ({rate:.1f} images/s): {accuracies(scores)}")
         one, two = features["float32", "val"], features["bfloat16", "val"]
         difference = np.linalg.norm(one - two) / np.linalg.norm(one)
         print(f"  bfloat16 features differ by {difference:.1e} of their norm\n")
-        dataset = SimpleNamespace(splits={s: SimpleNamespace(labels=labels[s]) for s in labels})
+        dataset = SimpleNamespace(name="trashnet", splits=splits)
         for precision, dtype in (("float32", "float32"), ("float32", "float16"), ("bfloat16", "float16")):
             scores = []
             for seed in SEEDS:
                 keras.utils.set_random_seed(seed)
                 model = weights.with_precision(partly_pretrained(common, weights), precision)
-                step = {"name": "", "blocks": (), "augment": False, "learning_rate": 1e-4, "epochs": EPOCHS}
-                settings = SimpleNamespace(batch_size=32, seed=seed, optimizer="adam", cache=folder)
-                settings.precision, settings.cache_dtype = precision, dtype
-                rows = []
-                training.train_step(
-                    model,
-                    step,
-                    dataset,
-                    images,
-                    settings,
-                    0,
-                    Path(folder),
-                    lambda _, figures, rows=rows: rows.append(figures["val_accuracy"]),
-                )
-                scores.append(max(rows))
+                with tempfile.TemporaryDirectory() as run:
+                    resume = Resume.read(run)
+                    step = Step("", (), 1e-4, EPOCHS, 32, seed)
+                    training.train_step(model, step, dataset, Kept(folder, dtype), resume)
+                    scores.append(best_epoch(resume.history)["val_accuracy"])
             print(f"  head iii, {precision} compute, {dtype} cache: {accuracies(scores)}")
 
 

@@ -65,10 +65,11 @@ def test_accuracies(flags, activations):
     """
     import common
     import finetune
-    from transfer import training
+    from transfer import recipes, training
+    from transfer.activations import Kept
     from transfer.dataset import load_dataset
     from transfer.images import load_images
-    from transfer.weights import load_weights
+    from transfer.weights import load_model, load_weights
 
     keras = common.import_keras()
     args = finetune.parse_args(flags.split())
@@ -78,22 +79,15 @@ def test_accuracies(flags, activations):
     keras.utils.set_random_seed(args.seed)
     model = common.build_model(args.image_size, len(dataset.labels), args.head, args.l2)
     load_weights(model, args.weights, args.seed)
-    dataset, images, _ = load_images(dataset, ("train", "val", "test"), args.image_size, args.cache)
-    history, best = [], None
+    dataset = load_images(dataset, ("train", "val", "test"), args.image_size, args.cache)
     with tempfile.TemporaryDirectory() as folder:
-        for step in finetune.plan_steps(args):
-            rows, before = [], len(history)
-            record = (model, step, dataset, images, args, before, Path(folder))
-            training.train_step(*record, lambda _, figures, rows=rows: rows.append(figures))
-            best_before = max((row["val_accuracy"] for row in history), default=-1)
-            if max(row["val_accuracy"] for row in rows) > best_before:
-                best = model.get_weights()
-            history += rows
-    model.set_weights(best)
+        steps = recipes.plan_steps(args)
+        training.train_steps(model, steps, dataset, Kept(args.cache), Path(folder))
+        model = load_model(folder)
     lower, upper = common.split_model(model, "block5_pool")
     frozen = args.unfreeze == "none"
     if not frozen or not activations:
-        array = images["test"]
+        array = dataset.splits["test"].images
         for flip in (False, True):
             view = np.ascontiguousarray(array[:, :, ::-1]) if flip else array
             produce = common.outputs_of(lower, view, 32)
