@@ -187,7 +187,6 @@ class Batches:
     seed: int = None  # of the order of the rows in each epoch; None keeps them as they are
     epoch: int = 0  # the first one
     augment: dict = None  # ranges (study.AUGMENTATION) of a new transformation for each image
-    mixup: float = 0  # mix each image and label with another of the batch: see `mix_up`
     preprocess: bool = True  # inputs are images, to be given as `preprocess_input` does
     classes: int = None  # give the labels as float32 (b, classes), one 1 a row
     share: Share = field(default_factory=lambda: current_share())  # of this moment
@@ -216,8 +215,6 @@ class Batches:
         y = self.labels[rows]
         if self.classes:
             y = np.eye(self.classes, dtype="float32")[y]
-        if self.mixup:
-            x, y = mix_up(x, y, self.mixup, [self.seed, self.epoch, index, 0])
         if self.share.replicas == 1:
             return x, y
         counts = (np.arange(len(rows)) < count).astype("float32")  # those repeated count nothing
@@ -227,16 +224,6 @@ class Batches:
             return x, y, counts
         parts = (np.array_split(part, self.share.workers) for part in (x, y, counts))
         return tuple(part[self.share.worker] for part in parts)
-
-
-def mix_up(x, y, alpha, seed):
-    """Mixup (Zhang et al. 2018): each row of x (b, ...) and y (b, classes) mixed with another one.
-
-    One share for the batch, drawn from Beta(alpha, alpha) by `seed`. Returns arrays like x and y.
-    """
-    rng = np.random.default_rng(seed)
-    share, others = np.float32(rng.beta(alpha, alpha)), rng.permutation(len(x))
-    return share * x + (1 - share) * x[others], share * y + (1 - share) * y[others]
 
 
 def outputs_of(model, images, batch_size):

@@ -51,7 +51,6 @@ ROWS = {
     "unfrozen": {
         "the strong recipe": STRONG,
         "light augmentation": f"{STRONG} --augment --augmentation light",
-        "mixup 0.2": f"{STRONG} --mixup 0.2",
         "the study's recipe": STUDY,
     },
 }

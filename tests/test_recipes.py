@@ -26,7 +26,6 @@ def test_the_studys_recipe_is_what_the_flags_were_before():
         "optimizer": "adam",
         "schedule": "constant",
         "label_smoothing": 0,
-        "mixup": 0,
         "average_weights": False,
     }.items():
         assert args[key] == value, key
@@ -43,21 +42,20 @@ def test_flags_override_the_recipe():
     with pytest.raises(BadInput, match="--final-augment"):
         finetune.parse_args(["--recipe", "strong", "--final-augment"])
     with pytest.raises(SystemExit):
-        finetune.parse_args(["--mixup", "2"])
+        finetune.parse_args(["--label-smoothing", "2"])
 
 
 def test_an_ingredient_alone_is_no_row_of_the_studys():
     assert recipes.fine_tuning_rows(vars(finetune.parse_args(["--schedule", "cosine"]))) == []
 
 
-def test_images_are_mixed_only_while_convolutions_train():
-    flags = ["--mixup", "0.2", "--augment", "--augmentation", "light", "--unfreeze", "all"]
-    args = finetune.parse_args([*flags, "--learning-rate", "1", "--fine-tune-learning-rate", "0.1"])
+def test_the_light_augmentation_waits_for_the_convolutions():
+    flags = ["--augment", "--augmentation", "light", "--unfreeze", "all", "--learning-rate", "1"]
+    args = finetune.parse_args([*flags, "--fine-tune-learning-rate", "0.1"])
     vars(args).update(epochs=1, fine_tune_epochs=2, batch_size=16)
     dense, everything = recipes.plan_steps(args)
-    assert (dense.augmentation, dense.mixup, dense.learning_rate, dense.epochs) == ("none", 0, 1, 1)
-    assert (everything.augmentation, everything.mixup) == ("light", 0.2)
-    assert (everything.learning_rate, everything.epochs) == (0.1, 2)
+    assert (dense.augmentation, dense.learning_rate, dense.epochs) == ("none", 1, 1)
+    assert (everything.augmentation, everything.learning_rate, everything.epochs) == ("light", 0.1, 2)
 
 
 def test_a_cosine_rises_and_falls_to_nothing():
@@ -69,18 +67,6 @@ def test_a_cosine_rises_and_falls_to_nothing():
     assert rates[10:] == pytest.approx(expected, abs=1e-6)
     one = recipes.new_optimizer(dataclasses.replace(planned, epochs=1), 1)  # too short for a warm-up
     assert float(one._learning_rate(0)) == pytest.approx(0.4)
-
-
-def test_mixup_mixes_images_and_labels_by_one_share():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(6, 4, 4, 3)).astype("float32"), np.eye(6, dtype="float32")
-    mixed, labels = common.mix_up(x, y, 0.4, [1, 2, 3, 0])
-    assert mixed.dtype == labels.dtype == np.float32
-    assert labels.sum(axis=1) == pytest.approx(1)
-    assert mixed == pytest.approx(np.einsum("ij,jhwc->ihwc", labels, x), abs=1e-5)
-    again, _ = common.mix_up(x, y, 0.4, [1, 2, 3, 0])
-    np.testing.assert_array_equal(mixed, again)
-    assert not np.array_equal(common.mix_up(x, y, 0.4, [1, 2, 4, 0])[1], labels)
 
 
 def test_the_light_augmentation_is_gentler_in_every_range():
@@ -151,7 +137,7 @@ def test_an_interrupted_run_with_every_ingredient_ends_as_one_that_was_not(
     tiny, workdir, narrow, script, monkeypatch
 ):
     flags = ("--data", tiny, "--recipe", "strong", "--unfreeze", "block4", "--optimizer", "adamw")
-    flags += ("--augment", "--augmentation", "light", "--mixup", "0.2", "--label-smoothing", "0.1")
+    flags += ("--augment", "--augmentation", "light", "--label-smoothing", "0.1")
     flags += ("--average-weights", "--epochs", "1", "--fine-tune-epochs", "2")
     script("finetune", *flags, "--out", "whole")
     with monkeypatch.context() as patch:
@@ -163,7 +149,7 @@ def test_an_interrupted_run_with_every_ingredient_ends_as_one_that_was_not(
     rows = (workdir / "whole" / "history.csv").read_text()
     assert ",light," in rows
     config = json.loads((workdir / "whole" / "config.json").read_text())
-    assert config["steps"][1]["mixup"] == 0.2
+    assert config["steps"][1]["label_smoothing"] == 0.1
 
 
 def test_mirror_images_are_looked_at_where_flips_says(tiny, in_runs, script):

@@ -60,7 +60,7 @@ def trained_part(model, step, dataset, kept):
 
 def last_constant_layer(step):
     """The last layer whose output never changes in a Step; None where there is none."""
-    if step.augmentation != "none" or step.mixup or "block1" in step.blocks:
+    if step.augmentation != "none" or "block1" in step.blocks:
         return None
     return f"block{5 - len(step.blocks)}_pool"  # a strategy unfreezes the last blocks
 

@@ -32,7 +32,6 @@ STUDY = {
     "optimizer": "adam",
     "schedule": "constant",
     "label_smoothing": 0.0,
-    "mixup": 0.0,
     "average_weights": False,
 }
 STRONG = {"head": "ii", "unfreeze": "stepped", "schedule": "cosine"}
@@ -54,7 +53,6 @@ class Step:
     augmentation: str = "none"  # a key of AUGMENTATIONS
     schedule: str = "constant"  # of the learning rate, or "cosine"
     label_smoothing: float = 0.0
-    mixup: float = 0.0
     average_weights: bool = False
 
 
@@ -80,7 +78,6 @@ def plan_steps(args):
                 augmentation=args.augmentation if augment else "none",
                 schedule=args.schedule,
                 label_smoothing=args.label_smoothing,
-                mixup=args.mixup if blocks else 0.0,
                 average_weights=args.average_weights,
             )
         )
@@ -89,7 +86,7 @@ def plan_steps(args):
 
 def fine_tuning_rows(arguments):
     """The study's rows that a run of finetune.py with these arguments (a dict) reruns."""
-    ours = ("augmentation", "schedule", "label_smoothing", "mixup", "average_weights")
+    ours = ("augmentation", "schedule", "label_smoothing", "average_weights")
     if any(arguments.get(key, STUDY[key]) != STUDY[key] for key in ours):
         return []
     keys = ("head", "unfreeze", "augment", "final_augment")
@@ -187,13 +184,6 @@ def add_recipe_arguments(parser):
         "at its last epoch (recipe)",
     )
     group.add_argument("--label-smoothing", type=share, metavar="S", help="0 to 1 (recipe)")
-    group.add_argument(
-        "--mixup",
-        type=share,
-        metavar="ALPHA",
-        help="mix training images and labels by shares from Beta(ALPHA, ALPHA) while convolutions train; "
-        "0 for none (recipe)",
-    )
     group.add_argument(
         "--average-weights",
         action=argparse.BooleanOptionalAction,

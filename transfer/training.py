@@ -85,44 +85,24 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
     Where nothing is augmented, what the frozen blocks give is computed once: the same batches, the same
     result, without those blocks' cost.
     """
-    import keras
-
     from transfer.fitting import Feed, ProgressLines, RecordEpoch
 
     set_trainable(model, step.blocks)
     trained, inputs = trained_part(model, step, dataset, kept)
-    done = resume.rows()
-    share = current_share()
+    share, done = current_share(), resume.rows()
     synchronise(trained, share.replicas > 1)
-    classes = model.output_shape[-1] if step.label_smoothing or step.mixup else None
-    common = {"batch_size": step.batch_size, "preprocess": trained is model, "classes": classes}
-    train = Batches(
-        inputs["train"],
-        dataset.splits["train"].labels,
-        seed=step.seed,
-        epoch=len(resume.history),
-        augment=AUGMENTATIONS[step.augmentation],
-        mixup=step.mixup,
-        **common,
-    )
-    val = Batches(inputs["val"], dataset.splits["val"].labels, **common)
-    trained.compile(
-        optimizer=new_optimizer(step, len(train)),
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=step.label_smoothing)
-        if classes
-        else "sparse_categorical_crossentropy",
-        # where batches are filled up, what fills them has no weight
-        **{"weighted_metrics" if share.replicas > 1 else "metrics": ["accuracy"]},
-    )
-    trained.optimizer.build(trained.trainable_variables)
-    # the last and the best epoch's, the old beside the new; the whole model after the step, twice
-    variables = [*trained.variables, *trained.optimizer.variables] * 4 + model.variables * 2
-    space = 4 * sum(math.prod(variable.shape) for variable in variables)
-    check_space(resume.folder, space, "the weights of its epochs")
+    labels = {split: dataset.splits[split].labels for split in inputs}
+    about = {"batch_size": step.batch_size, "preprocess": trained is model}
+    about["classes"] = model.output_shape[-1] if step.label_smoothing else None
+    augment, epoch = AUGMENTATIONS[step.augmentation], len(resume.history)
+    train = Batches(inputs["train"], labels["train"], seed=step.seed, epoch=epoch, augment=augment, **about)
+    val = Batches(inputs["val"], labels["val"], **about)
+    compile_step(trained, step, len(train), share)
+    check_room(resume.folder, trained, model)
     resume.load_last(trained)
     if len(done) < step.epochs and not resume.stopped:
-        about = {"dataset": dataset.name, "trained": step.name, "augmentation": step.augmentation}
-        about["learning_rate"] = step.learning_rate
+        row = {"dataset": dataset.name, "trained": step.name, "augmentation": step.augmentation}
+        row["learning_rate"] = step.learning_rate
         in_a_terminal = sys.stdout.isatty()
         with watching_workers(share):
             trained.fit(
@@ -134,13 +114,34 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
                 callbacks=[
                     *training_callbacks(resume.checkpoints(), done, step.average_weights),
                     *(() if in_a_terminal else (ProgressLines(train),)),
-                    RecordEpoch(resume, about),
+                    RecordEpoch(resume, row),
                     *callbacks,
                 ],
                 verbose=1 if in_a_terminal else 2,
             )
     trained.load_weights(resume.best_weights())
     synchronise(trained, False)
+
+
+def compile_step(model, step, updates, share):
+    """Compile `model` for a Step of so many updates an epoch, with a new optimizer."""
+    import keras
+
+    loss = "sparse_categorical_crossentropy"
+    if step.label_smoothing:
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=step.label_smoothing)
+    # where batches are filled up for several devices, what fills them has no weight
+    metrics = {"weighted_metrics" if share.replicas > 1 else "metrics": ["accuracy"]}
+    model.compile(new_optimizer(step, updates), loss, **metrics)
+    model.optimizer.build(model.trainable_variables)
+
+
+def check_room(folder, trained, model):
+    """BadInput where `folder` has no room for what a step of training writes there."""
+    # the last and the best epoch's weights, the old beside the new; the whole model after the step, twice
+    variables = [*trained.variables, *trained.optimizer.variables] * 4 + model.variables * 2
+    space = 4 * sum(math.prod(variable.shape) for variable in variables)
+    check_space(folder, space, "the weights of its epochs")
 
 
 def synchronise(model, over_devices):
