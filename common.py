@@ -176,9 +176,10 @@ def import_keras():
 class Batches:
     """Batches of (inputs, labels), drawn by (seed, epoch, row) alone; `fitting.Feed` gives them to Keras.
 
-    Each item is (float32 (b, ...), int64 (b,)); the last batch holds what is left over. On several devices
-    a third part, float32 (b,), gives the rows' weights: the batch is filled up with rows of weight 0 to
-    what the devices share out evenly.
+    Each item is (inputs (b, ...) as they are stored, labels int64 (b,)); the last batch holds what is left
+    over. With `augment` the inputs are (images, maps float32 (b, 6)): `inputs.on_images` does on the device
+    what the maps say. On several devices a third part, float32 (b,), gives the rows' weights: the batch is
+    filled up with rows of weight 0 to what the devices share out evenly.
     """
 
     inputs: np.ndarray  # (n, ...), perhaps a memory map: uint8 RGB images, or activations
@@ -186,8 +187,7 @@ class Batches:
     batch_size: int
     seed: int = None  # of the order of the rows in each epoch; None keeps them as they are
     epoch: int = 0  # the first one
-    augment: dict = None  # ranges (study.AUGMENTATION) of a new transformation for each image
-    preprocess: bool = True  # inputs are images, to be given as `preprocess_input` does
+    augment: dict = None  # ranges (study.AUGMENTATION) of a map for each image; {}: all stay in place
     classes: int = None  # give the labels as float32 (b, classes), one 1 a row
     share: Share = field(default_factory=lambda: current_share())  # of this moment
 
@@ -196,23 +196,19 @@ class Batches:
 
     def rows(self, index):
         """Rows of batch `index`, which depend on (seed, epoch, index) alone."""
-        order = np.arange(len(self.labels))
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        order = order_of_rows(len(self.labels), self.seed, self.epoch)
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def __getitem__(self, index):
-        from keras.applications.vgg16 import preprocess_input
-
         rows = self.rows(index)
         count = len(rows)
         rows = np.resize(rows, count + -count % self.share.replicas)  # repeats the first ones
-        x = self.inputs[rows].astype("float32")  # a copy: preprocess_input writes into it
-        if self.augment:
-            x = augment_images(x, rows, self.seed, self.epoch, self.augment)
-        if self.preprocess:
-            x = preprocess_input(x)
-        y = self.labels[rows]
+        x, y = self.inputs[rows], self.labels[rows]
+        if self.augment is not None:
+            height, width = x.shape[1:3]
+            draws = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows if self.augment]
+            draws = [draw_augmentation(rng, height, width, self.augment) for rng in draws]
+            x = x, affine_maps(draws or [STILL] * len(rows), height, width)
         if self.classes:
             y = np.eye(self.classes, dtype="float32")[y]
         if self.share.replicas == 1:
@@ -222,15 +218,26 @@ class Batches:
             counts *= len(rows) / count
         if feeds_whole_batches():
             return x, y, counts
-        parts = (np.array_split(part, self.share.workers) for part in (x, y, counts))
-        return tuple(part[self.share.worker] for part in parts)
+        own = np.array_split(np.arange(len(rows)), self.share.workers)[self.share.worker]
+        x = tuple(part[own] for part in x) if isinstance(x, tuple) else x[own]
+        return x, y[own], counts[own]
+
+
+@functools.lru_cache(maxsize=4)
+def order_of_rows(count, seed, epoch):
+    """The order in which `count` rows come in an epoch: int64 (count,); as they are where seed is None."""
+    order = np.arange(count)
+    return order if seed is None else np.random.default_rng([seed, epoch]).permutation(order)
 
 
 def outputs_of(model, images, batch_size):
     """A function (start, stop) -> model(images[start:stop]), for `make_array`: float32 (b, ...).
 
-    Not compiled with XLA: on a CPU that is slower (benchmarks/README.md).
+    images: uint8 (n, h, w, 3). Not compiled with XLA on a CPU, where that is slower (benchmarks/README.md).
     """
+    from transfer.inputs import on_images
+
+    model = on_images(model)
     source = Batches(images, np.zeros(len(images), "int64"), batch_size)
     if source.share.replicas == 1:
         predict = model.predict_on_batch
@@ -259,39 +266,29 @@ def draw_augmentation(rng, height, width, ranges=AUGMENTATION):
     }
 
 
-def affine_vector(parameters, height, width):
-    """Rotation, shift and zoom about the centre as one map from output to input pixels.
+# What `draw_augmentation` gives for an image that stays as it is.
+STILL = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": 0}
 
-    Returns float32 (8,): a0 a1 a2 b0 b1 b2 0 0 of `keras.ops.image.affine_transform`, in x and y.
+
+def affine_maps(draws, height, width):
+    """Rotation, shift and zoom about the centre, then the mirror, as one map from output to input pixels.
+
+    draws: dicts of `draw_augmentation`. Returns float32 (b, 6), as `inputs.move_pixels` takes them.
     """
-    theta = np.deg2rad(parameters["theta"])
-    rotation = [[np.cos(theta), -np.sin(theta), 0], [np.sin(theta), np.cos(theta), 0], [0, 0, 1]]
-    shift = [[1, 0, parameters["tx"]], [0, 1, parameters["ty"]], [0, 0, 1]]
-    zoom = np.diag([parameters["zx"], parameters["zy"], 1])
+    draw = {key: np.array([draw[key] for draw in draws], "float64") for key in draws[0]}
+    cos, sin = np.cos(np.deg2rad(draw["theta"])), np.sin(np.deg2rad(draw["theta"]))
+    zero, one, mirrored = np.zeros(len(draws)), np.ones(len(draws)), draw["flip_horizontal"]
+
+    def matrices(first, second):
+        return np.array([first, second, [zero, zero, one]]).transpose(2, 0, 1)  # (b, 3, 3)
+
+    rotation = matrices([cos, -sin, zero], [sin, cos, zero])
+    shift = matrices([one, zero, draw["tx"]], [zero, one, draw["ty"]])
+    zoom = matrices([draw["zx"], zero, zero], [zero, draw["zy"], zero])
+    mirror = matrices([1 - 2 * mirrored, zero, (width - 1) * mirrored], [zero, one, zero])
     centre = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
-    matrix = centre @ rotation @ shift @ zoom @ np.linalg.inv(centre)
-    return np.append(matrix[:2].ravel(), [0, 0]).astype("float32")
-
-
-def transform_images(x, parameters):
-    """Apply one dict of `draw_augmentation` to each image of x, float32 (b, h, w, 3).
-
-    One resampling, bilinear, edges repeated; then the flip. Returns a new array like x.
-    """
-    from keras import ops
-
-    vectors = np.stack([affine_vector(p, *x.shape[1:3]) for p in parameters])
-    moved = ops.image.affine_transform(x, vectors, interpolation="bilinear", fill_mode="nearest")
-    moved = np.array(ops.convert_to_numpy(moved))
-    flipped = np.array([p["flip_horizontal"] for p in parameters])
-    moved[flipped] = moved[flipped, :, ::-1]
-    return moved
-
-
-def augment_images(x, rows, seed, epoch, ranges=AUGMENTATION):
-    """Images x transformed within `ranges`, each drawn by (seed, epoch, its row) alone."""
-    draws = [np.random.default_rng([seed, epoch, row]) for row in rows]
-    return transform_images(x, [draw_augmentation(rng, *x.shape[1:3], ranges) for rng in draws])
+    maps = centre @ rotation @ shift @ zoom @ np.linalg.inv(centre) @ mirror
+    return maps[:, :2].reshape(-1, 6).astype("float32")
 
 
 # VGG16 and its heads ---------------------------------------------------------------------

@@ -36,15 +36,16 @@ def load_classifier(run, flips=False):
 
     flips: the mean of what a network says of each image and of its mirror image.
     """
-    keras = import_keras()
-    preprocess = keras.applications.vgg16.preprocess_input
+    import_keras()
+    from transfer.inputs import on_images
+
     if run.is_network:
         model = load_model(run.folder)
+        network = on_images(model)
 
         def classify(images):
-            x = preprocess(images.astype("float32"))
-            views = (x, x[:, :, ::-1]) if flips else (x,)
-            return np.mean([np.asarray(model.predict_on_batch(view), "float32") for view in views], axis=0)
+            views = (images, images[:, :, ::-1]) if flips else (images,)
+            return np.mean([np.asarray(network.predict_on_batch(v), "float32") for v in views], axis=0)
 
         return classify, model
     pipeline, stored = load_pipeline(run.folder / "pipeline.skops"), run.config["features"]
@@ -54,10 +55,10 @@ def load_classifier(run, flips=False):
         raise BadInput(
             f"The network {stored['model']} has changed since {run.folder} was fitted; fit it anew."
         )
-    pooled, _ = pooled_model(model, list(columns))
+    pooled = on_images(pooled_model(model, list(columns))[0])
 
     def classify_features(images):
-        features = np.asarray(pooled.predict_on_batch(preprocess(images.astype("float32"))), "float32")
+        features = np.asarray(pooled.predict_on_batch(images), "float32")
         features = take_layers(features, columns, run.metrics["layers"])
         return pipeline_probabilities(pipeline, features, classes)
 
@@ -173,9 +174,10 @@ def grad_cam(model, images):
     """
     import keras
 
+    from transfer.inputs import on_images
+
     lower, upper = split_model(model, convolutions(model)[-1])
-    x = keras.applications.vgg16.preprocess_input(images.astype("float32"))
-    activations = np.asarray(lower.predict_on_batch(x), "float32")  # (b, h, w, channels)
+    activations = np.asarray(on_images(lower).predict_on_batch(images), "float32")  # (b, h, w, channels)
     predicted = np.asarray(upper.predict_on_batch(activations), "float32").argmax(axis=1)
     chosen = keras.ops.one_hot(predicted, upper.output_shape[-1])
     softmax = model.get_layer("predictions")

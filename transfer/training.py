@@ -15,7 +15,7 @@ from transfer.resume import FOLDER, Resume, best_epoch
 from transfer.runs import describe_run, start_run
 from transfer.screen import percent, print_configuration, print_notice, print_table
 from transfer.study import FIGURES
-from transfer.weights import load_weights, weights_digest, with_precision
+from transfer.weights import layers_of, load_weights, weights_digest, with_precision
 
 
 def run_training(args, dataset, head, steps, name, study=()):
@@ -86,17 +86,21 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
     result, without those blocks' cost.
     """
     from transfer.fitting import Feed, ProgressLines, RecordEpoch
+    from transfer.inputs import on_images
 
     set_trainable(model, step.blocks)
     trained, inputs = trained_part(model, step, dataset, kept)
+    augment = AUGMENTATIONS[step.augmentation]
+    if trained is model:
+        trained = on_images(model, augmented=bool(augment))
     share, done = current_share(), resume.rows()
     synchronise(trained, share.replicas > 1)
     labels = {split: dataset.splits[split].labels for split in inputs}
-    about = {"batch_size": step.batch_size, "preprocess": trained is model}
+    about = {"batch_size": step.batch_size}
     about["classes"] = model.output_shape[-1] if step.label_smoothing else None
-    augment, epoch = AUGMENTATIONS[step.augmentation], len(resume.history)
+    epoch = len(resume.history)
     train = Batches(inputs["train"], labels["train"], seed=step.seed, epoch=epoch, augment=augment, **about)
-    val = Batches(inputs["val"], labels["val"], **about)
+    val = Batches(inputs["val"], labels["val"], augment={} if augment else None, **about)
     compile_step(trained, step, len(train), share)
     check_room(resume.folder, trained, model)
     resume.load_last(trained)
@@ -151,7 +155,7 @@ def synchronise(model, over_devices):
     """
     import keras
 
-    for layer in model.layers:
+    for layer in layers_of(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = over_devices and keras.backend.backend() == "tensorflow"
 

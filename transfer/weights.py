@@ -144,16 +144,28 @@ def weights_digest(model, layers):
     return digest.hexdigest()
 
 
+def layers_of(model):
+    """The layers of `model`, those of models within it too."""
+    for layer in model.layers:
+        yield from layers_of(layer) if hasattr(layer, "layers") else (layer,)
+
+
+def random_generators(model):
+    """{layer: its seed generator} of the layers of `model` that draw at random."""
+    layers = (layer for layer in layers_of(model) if hasattr(layer, "seed_generator"))
+    return {layer.name: layer.seed_generator for layer in layers}
+
+
 def random_state(model):
     """{layer: [seed, count]} of the layers that draw at random: what no weights file of Keras holds."""
-    states = {layer.name: getattr(layer, "seed_generator", None) for layer in model.layers}
-    return {name: np.asarray(generator.state).tolist() for name, generator in states.items() if generator}
+    return {name: np.asarray(drawn.state).tolist() for name, drawn in random_generators(model).items()}
 
 
 def set_random_state(model, states):
-    """Set what `random_state` gave."""
-    for name, state in states.items():
-        model.get_layer(name).seed_generator.state.assign(np.array(state, "uint32"))
+    """Set what `random_state` gave; `model` may have fewer of its layers."""
+    for name, drawn in random_generators(model).items():
+        if name in states:
+            drawn.state.assign(np.array(states[name], "uint32"))
 
 
 def precision_of(model):
