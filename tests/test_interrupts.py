@@ -90,7 +90,8 @@ def uninterrupted(tiny, tmp_path_factory):
 
 
 MOMENTS = [  # each of both steps has 2 epochs; each epoch and each step ends with one commit
-    ("resume.save_weights", 2, False),  # the second epoch's weights are written, but not committed
+    ("resume.link", 1, False),  # the first epoch's weights are written, but not committed
+    ("resume.save_weights", 1, False),  # those of an epoch that is not the best, or of a whole step
     ("fitting.write_csv", 2, True),  # the last epoch is committed, but neither in history.csv nor its step
     ("training.replace_with_checksum", 1, False),  # model.keras is there, its step is not committed
     ("resume.write_json", 3, False),  # between the steps

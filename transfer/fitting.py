@@ -6,6 +6,7 @@ import time
 import keras
 
 from transfer.files import write_csv
+from transfer.images import ImagesOnDemand
 from transfer.plots import plot_curves
 from transfer.screen import progress
 from transfer.study import FIGURES
@@ -14,10 +15,16 @@ DRAW_EVERY = 20  # seconds between two drawings of a run's curves; an epoch may 
 
 
 class Feed(keras.utils.PyDataset):
-    """`common.Batches` as Keras takes them, made ahead on some threads."""
+    """`common.Batches` as Keras takes them.
+
+    Rows of an array take one thread less time than a device needs for them, and with one worker alone
+    TensorFlow fetches ahead and no epoch waits for Keras' own queue to end (benchmarks/feeding.py). Files
+    that are decoded anew for each batch take several.
+    """
 
     def __init__(self, batches):
-        super().__init__(workers=min(4, os.cpu_count()), max_queue_size=8)
+        on_demand = isinstance(batches.inputs, ImagesOnDemand)
+        super().__init__(workers=min(4, os.cpu_count()) if on_demand else 1)
         self.batches = batches
 
     def __len__(self):
@@ -67,12 +74,13 @@ class CheckpointOfAverages(keras.callbacks.ModelCheckpoint):
 class RecordEpoch(keras.callbacks.Callback):
     """Has the run remember each epoch; to be called after the checkpoint. about: more of its row."""
 
-    def __init__(self, resume, about):
+    def __init__(self, resume, about, averaged=False):
         super().__init__()
-        self.resume, self.about = resume, about
+        self.resume, self.about, self.averaged = resume, about, averaged
 
     def on_epoch_end(self, epoch, logs=None):
-        self.resume.end_epoch(self.model, self.about | {key: float(logs[key]) for key in FIGURES})
+        row = self.about | {key: float(logs[key]) for key in FIGURES}
+        self.resume.end_epoch(self.model, row, self.averaged)
 
 
 class ShowHistory(keras.callbacks.Callback):

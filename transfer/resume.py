@@ -1,5 +1,7 @@
 """What an interrupted run goes on from: the folder RUN/resume."""
 
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,13 +76,20 @@ class Resume:
             model.load_weights(self.folder / self.last)
             set_random_state(model, self.random)
 
-    def end_epoch(self, model, row):
-        """Remember an epoch: the compiled model, its row of the history."""
+    def end_epoch(self, model, row, averaged=False):
+        """Remember an epoch: the compiled model, its row of the history.
+
+        averaged: the checkpoint holds averages and not the weights of the epoch.
+        """
         epoch = len(self.history) + 1
         self.last = f"last-{epoch}.weights.h5"
-        save_weights(model, self.folder / self.last)
         self.history.append({"epoch": epoch, "step": self.step, **row})
-        sync(self.best_weights())
+        best = self.best_weights()
+        sync(best)
+        if averaged or best_epoch(self.rows())["epoch"] < epoch:
+            save_weights(model, self.folder / self.last)
+        else:  # the checkpoint has just written the same
+            link(best, self.folder / self.last)
         self.stopped = model.stop_training
         self.random |= random_state(model)
         self.commit()
@@ -97,6 +106,16 @@ def save_weights(model, path):
     """Weights, and the optimizer's state where the model is compiled, to a new file."""
     model.save_weights(path)
     sync(path)
+
+
+def link(path, other):
+    """Give the file `path` the name `other` too; a copy where the disk has no links."""
+    other.unlink(missing_ok=True)  # of an epoch that was interrupted here
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+        sync(other)
 
 
 def best_epoch(history):

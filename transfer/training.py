@@ -118,7 +118,7 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
                 callbacks=[
                     *training_callbacks(resume.checkpoints(), done, step.average_weights),
                     *(() if in_a_terminal else (ProgressLines(train),)),
-                    RecordEpoch(resume, row),
+                    RecordEpoch(resume, row, step.average_weights),
                     *callbacks,
                 ],
                 verbose=1 if in_a_terminal else 2,

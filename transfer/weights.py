@@ -35,7 +35,10 @@ def load_weights(model, weights, seed, layers=None, flag="--weights"):
             deviation = np.sqrt(2 / np.prod(kernel.shape[:-1]))
             if name == "block1_conv1":
                 deviation /= PIXEL_DEVIATION
-            kernel.assign(rng.normal(0, deviation, kernel.shape).astype("float32"))
+            drawn = np.empty(kernel.shape, "float32")
+            for part in drawn:  # part by part, as NumPy draws float64: twice the room
+                part[...] = rng.normal(0, deviation, part.shape)
+            kernel.assign(drawn)
             bias.assign(np.zeros(bias.shape))
         return
     found = read_weights(weights, "fc1" in layers, flag)
