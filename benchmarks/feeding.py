@@ -3,7 +3,7 @@
     python benchmarks/feeding.py
 
 An epoch of 20,300 images of 224x224 (drawn ones, repeated from 1,024 on disk), augmented and not, through
-`fitting.Feed` and Keras' own `fit` on TensorFlow. Busy is the time for which the device waits, as a share of
+`fitting.Feed` and Keras' own `fit` on TensorFlow. Busy is the time for which the device waits, a share of
 the epoch: from the start of `fit` to its end, the first batch included. 'the loop alone' is the same with
 batches of two numbers that are there already: what Keras itself takes between two steps.
 """
