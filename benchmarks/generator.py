@@ -43,7 +43,7 @@ def main():
                     with ThreadPoolExecutor(threads) as pool:
                         list(
                             pool.map(
-                                lambda index, source=source: source[index][0].shape, range(len(source))
+                                lambda index, source=source: source[index][1].shape, range(len(source))
                             )
                         )
                     rate = args.images / (time.perf_counter() - start)
