@@ -56,7 +56,11 @@ def extract_ours(images, batch_size, precision, xla):
     model = weights.with_precision(model, precision)
     pooled, _ = common.pooled_model(model, common.feature_layers(model, "all"))
     if xla:
-        pooled.compile(jit_compile=True)
+        from transfer.inputs import on_images
+
+        network = on_images(pooled)
+        network.compile(jit_compile=True)
+        return by_batches(lambda *rows: network.predict_on_batch(images[slice(*rows)]), batch_size)
     return by_batches(common.outputs_of(pooled, images, batch_size), batch_size)
 
 

@@ -147,13 +147,6 @@ def test_heads_are_the_studys(head):
         assert float(dense[0].kernel_regularizer.l2) == pytest.approx(0.01)
 
 
-def test_pretrainings_tops():
-    for head, units in (("fc", [4096, 4096, 29]), ("gap", [29])):
-        model = common.build_model(32, 29, head)
-        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
-        assert [layer.units for layer in dense] == units
-
-
 def test_flattened_block5_pool_has_25088_values_at_224():
     model = common.build_model(224, 29, "iii")
     assert model.get_layer("flatten").output.shape == (None, 25088)
@@ -282,12 +275,16 @@ def test_new_weights_are_he_normal_and_follow_the_seed():
 COUNTS = {
     "fc": {"all": 12416, "conv": 4224, "last": 1472, "block5_conv3": 512, "fc2,block1_conv1": 4096 + 64},
     "iii": {"all": 4992, "conv": 4224},
+    "gap": {"all": 4224},
 }
+UNITS = {"fc": [4096, 4096, 29], "iii": [256, 256, 256, 29], "gap": [29]}
 
 
 @pytest.mark.parametrize("head", COUNTS)
-def test_feature_counts(head):
+def test_dense_layers_and_feature_counts(head):
     model = common.build_model(32, 29, head)
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    assert [layer.units for layer in dense] == UNITS[head]
     for layers, count in COUNTS[head].items():
         pooled, columns = common.pooled_model(model, common.feature_layers(model, layers))
         assert pooled.output_shape == (None, count), layers

@@ -116,6 +116,17 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert not (run / "resume").exists()
 
 
+def test_a_disk_without_links_gets_copies(uninterrupted, tiny, workdir, script, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setitem(UNFREEZE, "none", STEPS)
+    monkeypatch.setattr("os.link", refuse)
+    script("finetune", "--data", tiny, *RUN)
+    (run,) = (workdir / "runs").iterdir()
+    assert_same(outcome(run), outcome(uninterrupted))
+
+
 def test_early_stopping_counts_on_and_the_best_epoch_stays(tiny, workdir, monkeypatch, script):
     flags = ("--data", tiny, "--head", "iii", "--epochs", "30", "--learning-rate", "0.003")
     monkeypatch.setattr("common.EARLY_STOPPING_PATIENCE", 2)
