@@ -318,14 +318,10 @@ def test_any_settings_of_a_dataset_are_read_or_refused(own_tiny, own):
 @FUZZ
 @given(
     name=st.sampled_from(["val.npy", "val.csv", "features.json", "val.npy.sha256"]),
-    place=st.floats(0, 1),
-    change=st.binary(min_size=0, max_size=8),
-    cut=st.booleans(),
+    damage=st.tuples(st.floats(0, 1), st.binary(min_size=0, max_size=8), st.booleans()),
     vouched=st.booleans(),
 )
-def test_any_features_are_read_or_refused(
-    tiny, stored_features, workdir, name, place, change, cut, vouched
-):
+def test_any_features_are_read_or_refused(tiny, stored_features, workdir, name, damage, vouched):
     folder = workdir / "fuzzed"
     if not folder.exists():
         shutil.copytree(stored_features, folder)
@@ -338,6 +334,7 @@ def test_any_features_are_read_or_refused(
         file: file.read_bytes() for file in folder.glob("*") if not file.name.startswith(("train", "test"))
     }
     try:
+        place, change, cut = damage
         at = int(place * len(kept[path]))
         rest = b"" if cut else kept[path][at + len(change) :]
         path.write_bytes(kept[path][:at] + change + rest)

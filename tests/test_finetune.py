@@ -90,8 +90,9 @@ def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path, narrow):
         pytest.param((), "block5_pool", "float16", 5e-3, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("narrow")
 def test_training_on_cached_activations_equals_the_uncached_run(
-    tiny, tmp_path, narrow, blocks, layer, cache_dtype, tolerance
+    tiny, tmp_path, blocks, layer, cache_dtype, tolerance
 ):
     def losses(kept, folder):
         model, dataset = make(tiny, tmp_path / "images", head="iii")

@@ -99,14 +99,14 @@ MOMENTS = [  # each of both steps has 2 epochs; each epoch and each step ends wi
 ]
 
 
-@pytest.mark.parametrize(("name", "call", "before"), MOMENTS)
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment[0])
 def test_an_interrupted_run_ends_as_one_that_was_not(
-    uninterrupted, tiny, workdir, script, monkeypatch, name, call, before
+    uninterrupted, tiny, workdir, script, monkeypatch, moment
 ):
     shutil.copytree(uninterrupted.parents[1] / "data", workdir / "data")
     monkeypatch.setitem(UNFREEZE, "none", STEPS)
     with monkeypatch.context() as patch:
-        unplug_at(patch, name, call, before)
+        unplug_at(patch, *moment)
         with pytest.raises(Unplugged):
             script("finetune", "--data", tiny, *RUN)
     assert not list(workdir.glob("runs/*/metrics.json"))
