@@ -64,16 +64,11 @@ class Resume:
         """Path, with {epoch}, for the weights of the step's best epochs."""
         return self.folder / "best-{epoch}.weights.h5"
 
-    def load_start(self, model):
-        """Give `model` the weights that the step under way starts from."""
-        if self.start:
-            model.load_weights(self.folder / self.start)
-            set_random_state(model, self.random)
-
-    def load_last(self, model):
-        """Give the compiled `model` the weights, optimizer and random state of the step's last epoch."""
-        if self.last:
-            model.load_weights(self.folder / self.last)
+    def load(self, model, name):
+        """Give `model` the weights `name` (self.start, or self.last with the optimizer of a compiled model)
+        and the random state that belongs to them; nothing where there are none yet."""
+        if name:
+            model.load_weights(self.folder / name)
             set_random_state(model, self.random)
 
     def end_epoch(self, model, row, averaged=False):

@@ -56,7 +56,7 @@ def train_steps(model, steps, dataset, kept, run):
     from transfer.fitting import ShowHistory
 
     resume = Resume.read(run)
-    resume.load_start(model)
+    resume.load(model, resume.start)
     show = ShowHistory(run, resume, dataset.notice)
     if resume.history:
         resume.prune()
@@ -103,7 +103,7 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
     val = Batches(inputs["val"], labels["val"], augment={} if augment else None, **about)
     compile_step(trained, step, len(train), share)
     check_room(resume.folder, trained, model)
-    resume.load_last(trained)
+    resume.load(trained, resume.last)
     if len(done) < step.epochs and not resume.stopped:
         row = {"dataset": dataset.name, "trained": step.name, "augmentation": step.augmentation}
         row["learning_rate"] = step.learning_rate
