@@ -145,7 +145,8 @@ def print_report(figures, dataset):
         ("accuracy", percent(figures["accuracy"]), *study(percent(TEST_FIGURES["accuracy"])), total)
     )
     rows.append(("balanced accuracy", percent(figures["balanced_accuracy"]), *study("-"), total))
-    rows.append((f"top-{TOP} accuracy", percent(figures[f"top_{TOP}_accuracy"]), *study("-"), total))
+    within = min(TOP, len(dataset.labels) - 1)
+    rows.append((f"top-{within} accuracy", percent(figures[f"top_{TOP}_accuracy"]), *study("-"), total))
     print_table(("", "ours", *study("study, MAMe"), "images"), rows)
 
 
