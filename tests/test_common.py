@@ -48,6 +48,24 @@ def test_shuffling_follows_seed_and_epoch_alone(images):
     assert np.concatenate([source.rows(i) for i in range(3)]).tolist() == order(seed=1, epoch=1)
 
 
+def test_fit_takes_every_batch_of_every_epoch_in_its_turn(images):
+    """However far an engine fetches ahead, it never takes a batch of one epoch for that of another."""
+    taken = []
+
+    class Recorded(common.Batches):
+        def __getitem__(self, index):
+            taken.append((self.epoch, index))
+            return super().__getitem__(index)
+
+    picture = keras.Input((32, 32, 3))
+    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(picture))
+    model = on_images(keras.Model(picture, outputs))
+    model.compile(loss="mse")
+    model.fit(Feed(Recorded(images, np.zeros(10), 2, seed=1, epoch=4)), epochs=3, shuffle=False, verbose=0)
+    # before them Keras looks at some to see their shapes, and says once that an epoch has ended
+    assert taken[-15:] == [(epoch, index) for epoch in (5, 6, 7) for index in range(5)]
+
+
 def test_what_a_network_gets_is_keras_own_preprocessing(images):
     picture = keras.Input((32, 32, 3))
     network = on_images(keras.Model(picture, keras.layers.Identity()(picture)))
