@@ -206,9 +206,11 @@ class Batches:
         x, y = self.inputs[rows], self.labels[rows]
         if self.augment is not None:
             height, width = x.shape[1:3]
-            draws = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows if self.augment]
-            draws = [draw_augmentation(rng, height, width, self.augment) for rng in draws]
-            x = x, affine_maps(draws or [STILL] * len(rows), height, width)
+            draws = [STILL] * len(rows)
+            if self.augment:
+                rngs = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows]
+                draws = [draw_augmentation(rng, height, width, self.augment) for rng in rngs]
+            x = x, affine_maps(draws, height, width)
         if self.classes:
             y = np.eye(self.classes, dtype="float32")[y]
         if self.share.replicas == 1:

@@ -15,6 +15,7 @@ at once) needs minutes for 20,300 x 12,416 on two cores (benchmarks/README.md).
 """
 
 import argparse
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -34,12 +35,13 @@ from transfer.features import (
     Extraction,
     Source,
     add_feature_arguments,
-    all_fit,
     check_supports,
     extract_features,
     features_folder,
     is_original,
     load_features,
+    needs_dense,
+    own_size,
     resolve_model,
     short_name,
     take_layers,
@@ -130,9 +132,9 @@ def find_features(args, dataset):
     if args.features:
         return Path(args.features)
     # One extraction serves every layer set; only dense layers are tied to one image size.
-    convolutions_alone = not any(layers == "all" or "fc" in layers for layers in args.layers)
-    layers = "conv" if convolutions_alone and not all_fit(args.model, args.image_size) else "all"
-    source = Source(args.model, layers, args.image_size, args.seed, args.precision)
+    source = Source(args.model, "all", args.image_size, args.seed, args.precision)
+    if not any(map(needs_dense, args.layers)) and own_size(source) != args.image_size:
+        source = replace(source, layers="conv")
     folder = features_folder(source, dataset, args.skip_unreadable)
     how = Extraction(args.batch_size, args.cache, args.skip_unreadable, args.devices)
     extract_features(source, dataset, ("train", "val"), folder, how)

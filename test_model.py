@@ -126,15 +126,14 @@ def test(args, runs):
     flips, network = args.flips and run.is_network, None
     if run.is_network:
         classify, network = load_classifier(run, flips)
-        dataset = load_images(dataset, ("test",), run.image_size, args.cache, args.skip_unreadable)
-        predictions = predict_network(dataset, classify, batch_size)
+        readable = load_images(dataset, ("test",), run.image_size, args.cache, args.skip_unreadable)
+        predictions = predict_network(readable, classify, batch_size)
     else:
         how = Extraction(batch_size, args.cache, args.skip_unreadable)
         predictions = predict_pipeline(dataset, run, how)
-    listed = load_dataset(args.data, args.seed)
-    evaluated = evaluate(listed, predictions)
-    check_supports(listed, "test", evaluated[2], args.skip_unreadable)
-    skipped = [file for file in listed.splits["test"].files.tolist() if file not in predictions]
+    evaluated = evaluate(dataset, predictions)
+    check_supports(dataset, "test", evaluated[2], args.skip_unreadable)
+    skipped = [file for file in dataset.splits["test"].files.tolist() if file not in predictions]
 
     same = run.fingerprint == dataset.fingerprint
     out = Path(args.out or run.folder / ("test" if same else f"test-{dataset.fingerprint[:8]}"))

@@ -203,10 +203,11 @@ def test_too_little_space_is_said_before_anything_is_written(tiny, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_split_without_any_image_is_an_error(tiny):
+@pytest.mark.parametrize("cache", ["cache", "none"])
+def test_a_split_without_any_image_is_an_error(tiny, workdir, cache):
     dataset = load_dataset(tiny)
     split = dataset.splits["val"]
     stamps = np.full_like(split.stamps, -1)
     dataset = replace(dataset, splits={**dataset.splits, "val": split._replace(stamps=stamps)})
     with pytest.raises(BadInput, match="No image of the val split"):
-        load_images(dataset, ("val",), 32, "none", skip_unreadable=True)
+        load_images(dataset, ("val",), 32, cache, skip_unreadable=True)

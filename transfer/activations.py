@@ -28,14 +28,24 @@ def trained_part(model, step, dataset, kept):
 
     Returns (model, {split: its inputs}): the part of `model` behind its frozen blocks with their
     activations, computed first where they are not there yet; or, where something changes with every
-    epoch or there is no room, all of it with the images.
+    epoch or there is no room, all of it on the images (`inputs.on_images`).
     """
+    from transfer.inputs import on_images
+
     images = {split: dataset.splits[split].images for split in ("train", "val")}
     boundary = last_constant_layer(step)
     alone = current_share().workers == 1  # several would wait for each other's part of the array
-    if boundary is None or kept.folder == "none" or not alone:
-        return model, images
-    lower, upper = split_model(model, boundary)
+    if boundary and alone and kept.folder != "none":
+        lower, upper = split_model(model, boundary)
+        activations = keep_activations(lower, boundary, images, step.batch_size, kept)
+        if activations:
+            return upper, activations
+    return on_images(model, augmented=step.augmentation != "none"), images
+
+
+def keep_activations(lower, boundary, images, batch_size, kept):
+    """{split: what `lower`, whose last layer is `boundary`, gives for its images}, computed where it is not
+    there yet; None where there is no room."""
     # keyed by the decoded images' own key (files, image size), the layer, the precision and the weights
     key = f"{boundary}-{precision_of(lower)}-{kept.dtype}-{weights_digest(lower, convolutions(lower))[:16]}"
     paths = {
@@ -44,14 +54,14 @@ def trained_part(model, step, dataset, kept):
     }
     shapes = {split: (len(array), *lower.output.shape[1:]) for split, array in images.items()}
     if not there_is_room(boundary, paths, shapes, kept):
-        return model, images
-    return upper, {
+        return None
+    return {
         split: make_array(
             paths[split],
             shapes[split],
             kept.dtype,
-            outputs_of(lower, images[split], step.batch_size),
-            step.batch_size,
+            outputs_of(lower, images[split], batch_size),
+            batch_size,
             f"{boundary} of {split} images",
         )
         for split in images

@@ -94,11 +94,16 @@ def is_original(model):
     return model in ("imagenet", "none") or model.endswith(".h5")
 
 
-def all_fit(model, image_size):
-    """Whether the dense layers of --model take images of this size, as its convolutions always do."""
-    if model == "none":
-        return True
-    return image_size == (ORIGINAL_SIZE if is_original(model) else input_size(model))
+def needs_dense(layers):
+    """Whether --layers asks for dense layers, which are tied to one image size."""
+    return layers == "all" or "fc" in layers
+
+
+def own_size(source):
+    """The image size that the dense layers of a Source take: any, so its own, where they are drawn anew."""
+    if source.model == "none":
+        return source.image_size
+    return ORIGINAL_SIZE if is_original(source.model) else input_size(source.model)
 
 
 def build_network(source):
@@ -106,17 +111,16 @@ def build_network(source):
 
     BadInput where its dense layers are asked for and do not fit the image size.
     """
-    model, size = source.model, source.image_size
-    dense = source.layers == "all" or "fc" in source.layers
+    model, size, own = source.model, source.image_size, own_size(source)
+    dense = needs_dense(source.layers)
     if model.endswith(".h5") and source.layers == "all":
         dense = "fc1" in read_weights(model, flag="--model")
-    if dense and not all_fit(model, size):
-        own = ORIGINAL_SIZE if is_original(model) else input_size(model)
+    if dense and size != own:
         raise BadInput(
             f"The dense layers of {model} take images of {own} pixels alone; leave --image-size out, or "
             f"use --layers conv (or last, or names of convolutions) with --image-size {size}."
         )
-    if not is_original(model) and all_fit(model, size):
+    if not is_original(model) and size == own:
         return load_model(model)
     network = build_model(size, 1000, "fc" if dense else "gap")
     layers = convolutions(network) + (["fc1", "fc2"] if dense else [])
@@ -165,15 +169,14 @@ def extract_features(source, dataset, splits, folder, how, check=False):
             "layers": columns,
             "dataset": describe_dataset(dataset),
             "versions": describe_versions(),
-            "skipped_images": [],
         }
         with locked(folder / LOCK):
-            if (folder / "features.json").exists():
-                stored = read_json(folder / "features.json")
+            stored = read_json(folder / "features.json") if (folder / "features.json").exists() else {}
+            if stored:
                 check_same(stored, notes, folder)
-                notes = {"skipped_images": [], **stored}
-            notes["skipped_images"] = sorted({*notes["skipped_images"], *dataset.skipped})
-            write_json(folder / "features.json", notes)
+            skipped = sorted({*stored.get("skipped_images", []), *dataset.skipped})
+            if not stored or skipped != stored.get("skipped_images", []):
+                write_json(folder / "features.json", {**notes, **stored, "skipped_images": skipped})
             width = pooled.output_shape[-1]
             missing = missing_features(folder, missing)  # less where another process made them
             if missing:

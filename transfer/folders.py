@@ -110,9 +110,9 @@ def find_pictures(root, below):
 def split_pictures(root, pictures, seed):
     """{split: {file: stamp}} of `pictures`, as root/split.csv records it; drawn and recorded first where
     that does not list them all."""
-    recorded = read_record(root / RECORD)
-    record = place_of_record(root)
-    recorded |= read_record(record)
+    record, recorded = place_of_record(root), {}
+    for path in dict.fromkeys((root / RECORD, record)):
+        recorded |= read_record(path)
     if set(pictures) - set(recorded):
         lock = record.with_name(f".{record.name}.lock")
         with locked(lock):

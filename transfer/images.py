@@ -131,7 +131,9 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
         split = dataset.splits[name]
         present = np.flatnonzero(split.stamps[:, 0] >= 0)
         paths = np.array([str(dataset.image_folder / file) for file in split.files[present]])
-        if cache == "none":
+        if not len(paths):
+            images, bad = None, []
+        elif cache == "none":
             bad = check_images(paths, image_size, f"checking {name} images")
             images = ImagesOnDemand(np.delete(paths, bad), image_size)
         else:

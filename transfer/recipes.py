@@ -23,7 +23,7 @@ AUGMENTATIONS = {
         "horizontal_flip": True,
     },
 }
-# What each flag is where it is not given. A None is left to the dataset.
+# What each flag is where it is not given.
 STUDY = {
     "head": "iii",
     "unfreeze": "none",

@@ -86,19 +86,15 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
     result, without those blocks' cost.
     """
     from transfer.fitting import Feed, ProgressLines, RecordEpoch
-    from transfer.inputs import on_images
 
     set_trainable(model, step.blocks)
     trained, inputs = trained_part(model, step, dataset, kept)
-    augment = AUGMENTATIONS[step.augmentation]
-    if trained is model:
-        trained = on_images(model, augmented=bool(augment))
     share, done = current_share(), resume.rows()
     synchronise(trained, share.replicas > 1)
     labels = {split: dataset.splits[split].labels for split in inputs}
     about = {"batch_size": step.batch_size}
     about["classes"] = model.output_shape[-1] if step.label_smoothing else None
-    epoch = len(resume.history)
+    augment, epoch = AUGMENTATIONS[step.augmentation], len(resume.history)
     train = Batches(inputs["train"], labels["train"], seed=step.seed, epoch=epoch, augment=augment, **about)
     val = Batches(inputs["val"], labels["val"], augment={} if augment else None, **about)
     compile_step(trained, step, len(train), share)
