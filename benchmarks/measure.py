@@ -11,7 +11,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-PHOTOGRAPHS = ROOT.parent / "shared" / "real" / "trashnet"
+REAL = ROOT.parent / "shared" / "real"
+PHOTOGRAPHS = REAL / "trashnet"
 PICTURES = (
     "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of the demo dataset"
 )  # what `pictures` gives

@@ -56,14 +56,19 @@ class Step:
     average_weights: bool = False
 
 
+def plan_trainings(unfreeze, augment, final_augment):
+    """The trainings of a strategy, in order: (what trains, blocks of convolutions in it, augmented?)."""
+    trainings = [(name, blocks, augment) for name, blocks in UNFREEZE[unfreeze]]
+    if final_augment:
+        name, blocks = UNFREEZE[unfreeze][-1]
+        trainings.append((f"{name}, augmented", blocks, True))
+    return trainings
+
+
 def plan_steps(args):
     """The steps of finetune.py's flags."""
-    trainings = [(name, blocks, args.augment) for name, blocks in UNFREEZE[args.unfreeze]]
-    if args.final_augment:
-        name, blocks = UNFREEZE[args.unfreeze][-1]
-        trainings.append((f"{name}, augmented", blocks, True))
     steps = []
-    for name, blocks, augment in trainings:
+    for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment):
         if args.augmentation == "light" and not blocks:
             augment = False  # the dense layers first settle on activations that are kept
         steps.append(
@@ -85,12 +90,22 @@ def plan_steps(args):
 
 
 def fine_tuning_rows(arguments):
-    """The study's rows that a run of finetune.py with these arguments (a dict) reruns."""
+    """The study's rows that a run of finetune.py with these arguments (a dict) reruns: [(the number of the
+    step that ends it, row of study.FINE_TUNING_ROWS)].
+
+    A longer strategy begins with the steps of shorter ones, and so reruns their rows as well.
+    """
     ours = ("augmentation", "schedule", "label_smoothing", "average_weights")
     if any(arguments.get(key, STUDY[key]) != STUDY[key] for key in ours):
         return []
-    keys = ("head", "unfreeze", "augment", "final_augment")
-    return rows_of(FINE_TUNING_ROWS, **{key: arguments[key] for key in keys})
+    keys = ("unfreeze", "augment", "final_augment")
+    plan = plan_trainings(*(arguments[key] for key in keys))
+    found = []
+    for row in rows_of(FINE_TUNING_ROWS, head=arguments["head"]):
+        part = plan_trainings(*(row[key] for key in keys))
+        if plan[: len(part)] == part:
+            found.append((len(part), row))
+    return found
 
 
 def new_optimizer(step, steps_per_epoch):

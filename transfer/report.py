@@ -18,7 +18,7 @@ from transfer.prediction import TOP, grad_cam, layer_importance, ranking, rankin
 from transfer.recipes import fine_tuning_rows
 from transfer.runs import describe_dataset
 from transfer.screen import percent, print_table, progress
-from transfer.study import FINE_TUNING_ROWS, FOREST_ROWS, TEST_F1, TEST_FIGURES, forest_rows
+from transfer.study import TEST_F1, TEST_FIGURES, VAL_ACCURACY, forest_rows
 
 # The table of runs -----------------------------------------------------------------------
 
@@ -29,9 +29,8 @@ def study_rows(run):
     A row of fine-tuning is the result of its last step, so our figure beside it is that step's.
     """
     if run.config["script"] == "finetune.py":
-        ours = run.metrics["steps"][-1]["val_accuracy"]
-        rows = fine_tuning_rows(run.config["arguments"])
-        return [(row["row"], row["figures"][3], ours) for row in rows]
+        steps, rows = run.metrics["steps"], fine_tuning_rows(run.config["arguments"])
+        return [(row["row"], row["figures"][3], steps[last - 1]["val_accuracy"]) for last, row in rows]
     return [
         (row["row"], row["val_accuracy"], forest["val_accuracy"])
         for forest in run.metrics.get("forests", [])
@@ -59,12 +58,13 @@ def print_runs(runs, dataset):
                 ours[row] = max(ours.get(row, 0), figure)
     print("\nThe study's rows")
     header = ("row", "study, MAMe", f"ours, {dataset.name}")
-    rows = [(row["row"], row["figures"][3]) for row in FINE_TUNING_ROWS]
-    rows += [(row["row"], row["val_accuracy"]) for row in FOREST_ROWS]
     absent = "not measured here" if dataset.notice is None else "not run"
     print_table(
         header,
-        [(name, f"{value:.2f}%", percent(ours[name]) if name in ours else absent) for name, value in rows],
+        [
+            (name, f"{value:.2f}%", percent(ours[name]) if name in ours else absent)
+            for name, value in VAL_ACCURACY.items()
+        ],
     )
     print(flush=True)
 

@@ -21,7 +21,7 @@ from transfer.weights import layers_of, load_weights, weights_digest, with_preci
 def run_training(args, dataset, head, steps, name, study=()):
     """What train_pretrained.py and finetune.py do with their flags: build, load, train, record, report.
 
-    head: of study.HEADS. name: of the run. study: the rows of study.FINE_TUNING_ROWS to show beside it.
+    head: of study.HEADS. name: of the run. study: `recipes.fine_tuning_rows`, to show beside it.
     Returns the run's folder.
     """
     keras = import_keras()
@@ -191,10 +191,10 @@ def print_metrics(run, metrics, study):
         kept = ", kept as model.keras" if row["epoch"] == metrics["best_epoch"] else ""
         title = f"step {row['step']}, {row['trained']} (epoch {row['epoch']}{kept})"
         rows.append((title, *format_figures(*(row[key] for key in FIGURES))))
-    for row in study:
+    for last, row in study:
         loss, accuracy, val_loss, val_accuracy = row["figures"]
         figures = format_figures(loss, accuracy / 100, val_loss, val_accuracy / 100)
-        rows.append((f"the study on MAMe: {row['row']}", *figures))
+        rows.append((f"the study on MAMe: {row['row']} (step {last})", *figures))
     print_table(header, rows)
     print(f"\nResults: {run}/ (metrics.json, history.csv, curves.png, model.keras)")
 
