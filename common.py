@@ -310,6 +310,9 @@ def build_model(image_size, classes, head, l2=0.01, name="vgg16"):
     for kind, *settings in HEADS[head]:
         if kind == "flatten":
             layer = keras.layers.Flatten(name="flatten")
+        elif kind == "layers":
+            x = pooled_model(base, convolutions(base))[0].output
+            continue
         elif kind == "global_average_pooling":
             layer = keras.layers.GlobalAveragePooling2D(name="global_average_pooling")
         elif kind == "batch_normalization":

@@ -36,8 +36,8 @@ def parse_args(argv=None):
     group = parser.add_argument_group("the strategy")
     group.add_argument(
         "--head",
-        choices=("i", "ii", "iii", "pooled"),
-        help="the study's, or global average pooling and the softmax (default: iii, or the recipe's)",
+        choices=("i", "ii", "iii", "layers"),
+        help="the study's, or the softmax on every convolution's mean (default: iii, or the recipe's)",
     )
     group.add_argument(
         "--unfreeze",

@@ -33,7 +33,7 @@ def trained_part(model, step, dataset, kept):
     from transfer.inputs import on_images
 
     images = {split: dataset.splits[split].images for split in ("train", "val")}
-    boundary = last_constant_layer(step)
+    boundary = last_constant_layer(model, step)
     alone = current_share().workers == 1  # several would wait for each other's part of the array
     if boundary and alone and kept.folder != "none":
         lower, upper = split_model(model, boundary)
@@ -68,10 +68,13 @@ def keep_activations(lower, boundary, images, batch_size, kept):
     }
 
 
-def last_constant_layer(step):
-    """The last layer whose output never changes in a Step; None where there is none."""
+def last_constant_layer(model, step):
+    """The last layer whose output never changes in a Step and is all that is used of those before it; None
+    where there is none."""
     if step.augmentation != "none" or "block1" in step.blocks:
         return None
+    if any(layer.name == "features" for layer in model.layers):  # the head takes something of every block
+        return None if step.blocks else "features"
     return f"block{5 - len(step.blocks)}_pool"  # a strategy unfreezes the last blocks
 
 

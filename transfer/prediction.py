@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import convolutions, import_keras, pooled_model, select_layers, split_model
+from common import convolutions, import_keras, pooled_model, select_layers
 from transfer.classifiers import load_pipeline, pipeline_probabilities
 from transfer.features import Source, build_network, take_layers
 from transfer.files import write_atomically, write_csv
@@ -176,26 +176,23 @@ def grad_cam(model, images):
 
     from transfer.inputs import on_images
 
-    lower, upper = split_model(model, convolutions(model)[-1])
-    activations = np.asarray(on_images(lower).predict_on_batch(images), "float32")  # (b, h, w, channels)
-    predicted = np.asarray(upper.predict_on_batch(activations), "float32").argmax(axis=1)
-    chosen = keras.ops.one_hot(predicted, upper.output_shape[-1])
+    *earlier, last = convolutions(model)
+    tensors = [model.get_layer(last).output]
+    if any(layer.name == "features" for layer in model.layers):  # the head takes something of each
+        tensors += [model.get_layer(f"{name}_mean").output for name in earlier]
+    outputs = on_images(keras.Model(model.input, [*tensors, model.output])).predict_on_batch(images)
+    activations, *means, probabilities = (np.asarray(output, "float32") for output in outputs)
+    upper = keras.Model(tensors, model.output)
+    chosen = keras.ops.one_hot(probabilities.argmax(axis=1), model.output_shape[-1])
     softmax = model.get_layer("predictions")
     before, softmax.activation = softmax.activation, keras.activations.linear
     try:
-        slopes = gradient(lambda a: keras.ops.sum(call_layers(upper, a) * chosen), activations)
+        slopes = gradient(lambda a: keras.ops.sum(upper([a, *means], training=False) * chosen), activations)
     finally:
         softmax.activation = before
     weights = slopes.astype("float32").mean(axis=(1, 2), keepdims=True)
     maps = np.maximum((weights * activations).sum(axis=-1), 0)
     return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
-
-
-def call_layers(model, x):
-    """The output of a sequence of layers as it is now, not as a compiled function has it."""
-    for layer in model.layers[1:]:
-        x = layer(x, training=False)
-    return x
 
 
 def layer_importance(pipeline, columns, layers):

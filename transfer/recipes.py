@@ -34,7 +34,7 @@ STUDY = {
     "label_smoothing": 0.0,
     "average_weights": False,
 }
-STRONG = {"head": "ii", "unfreeze": "stepped", "schedule": "cosine"}
+STRONG = {"head": "layers", "unfreeze": "all", "schedule": "cosine"}
 RECIPES = {"study": STUDY, "strong": STUDY | STRONG}
 WARM_UP = 0.1  # share of a cosine schedule's steps in which the learning rate rises
 

@@ -8,7 +8,8 @@ Nothing here is measured by this project.
 # Section "Fine-tuning": the layers between block5_pool and the softmax. Dense layers marked
 # "l2" carry the L2 penalty. "fc" is VGG16's own top (Simonyan and Zisserman 2015, section 3.1,
 # dropout included); "gap" replaces it by global average pooling. Both serve train_pretrained.py.
-# "pooled" is what recipes.py compares them with.
+# "layers" is ours: a softmax on every convolution's mean, the features of the study's forest, so that
+# the network begins as a linear classifier on them.
 HEADS = {
     "i": (("flatten",), ("dense", 512), ("dropout", 0.2), ("dense", 512)),
     "ii": (
@@ -28,7 +29,7 @@ HEADS = {
     ),
     "fc": (("flatten",), ("dense", 4096), ("dropout", 0.5), ("dense", 4096), ("dropout", 0.5)),
     "gap": (("global_average_pooling",),),
-    "pooled": (("global_average_pooling",), ("batch_normalization",), ("dropout", 0.4)),
+    "layers": (("layers",), ("batch_normalization",)),
 }
 
 # Section "Fine-tuning", unfreezing: the steps of a strategy, each with the blocks it trains
