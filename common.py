@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.devices import Share, current_share, feeds_whole_batches
+from transfer.devices import Share, current_share, feeds_whole_batches, on_own_device
 from transfer.files import read_json
 from transfer.screen import BadInput
 from transfer.study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, HEADS
@@ -96,7 +96,7 @@ def parse_arguments(parser, argv):
 
 
 def add_compute_arguments(group, workers=False):
-    """--devices and --precision, for the scripts that build a network; --workers where it is trained."""
+    """--devices and --precision, for the scripts that build a network; `workers`: --workers too."""
     group.add_argument(
         "--devices",
         type=positive,
@@ -108,7 +108,7 @@ def add_compute_arguments(group, workers=False):
         group.add_argument(
             "--workers",
             action="store_true",
-            help="this process is one of several, on any machines, that train together, as TF_CONFIG "
+            help="this process is one of several, on any machines, that share the work out, as TF_CONFIG "
             "(tensorflow) or KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID (jax) say",
         )
     group.add_argument(
@@ -237,14 +237,22 @@ def outputs_of(model, images, batch_size):
 
     images: uint8 (n, h, w, 3). Not compiled with XLA on a CPU, where that is slower (benchmarks/README.md).
     """
+    import keras
+
     from transfer.inputs import on_images
 
-    model = on_images(model)
-    source = Batches(images, np.zeros(len(images), "int64"), batch_size)
-    if source.share.replicas == 1:
+    share = current_share()
+    if share.workers > 1:  # each computes what it is asked for alone, with weights of its own
+        weights, share = model.get_weights(), Share()
+        model = on_own_device(lambda: on_images(keras.models.clone_model(model)))()
+        on_own_device(model.set_weights)(weights)
+        predict = on_own_device(model.predict_on_batch)
+    else:
+        model = on_images(model)
         predict = model.predict_on_batch
-    else:  # that would not share the batch out
-        predict = functools.partial(model.predict, batch_size=batch_size, verbose=0)
+        if share.replicas > 1:  # that would not share the batch out
+            predict = functools.partial(model.predict, batch_size=batch_size, verbose=0)
+    source = Batches(images, np.zeros(len(images), "int64"), batch_size, share=share)
 
     def produce(start, stop):
         return np.asarray(predict(source[start // batch_size][0]), "float32")[: stop - start]

@@ -30,7 +30,7 @@ from transfer.screen import BadInput, print_configuration, print_notice, run_scr
 def parse_args(argv=None):
     parser = script_parser(__doc__)
     group = parser.add_argument_group("the features")
-    add_feature_arguments(group, layers="all")
+    add_feature_arguments(group, layers="all", workers=True)
     group.add_argument(
         "--splits",
         default=",".join(SPLITS),
@@ -53,7 +53,7 @@ def main(argv=None):
 
     source = Source(args.model, args.layers, args.image_size, args.seed, args.precision)
     folder = Path(args.out or features_folder(source, dataset, args.skip_unreadable))
-    how = Extraction(args.batch_size, args.cache, args.skip_unreadable, args.devices)
+    how = Extraction(args.batch_size, args.cache, args.skip_unreadable, args.devices, args.workers)
     extract_features(source, dataset, splits, folder, how, check=bool(args.out))
 
     print_notice(dataset.notice)

@@ -41,7 +41,7 @@ def pictures(count, folder, image_size=224):
     from PIL import Image
 
     from transfer.demo import MEDIUMS, draw_image
-    from transfer.files import make_array
+    from transfer.files import ArrayFile, make_array
     from transfer.images import decode_image
 
     paths = sorted(PHOTOGRAPHS.glob("train/*/*.jpg"))
@@ -59,8 +59,9 @@ def pictures(count, folder, image_size=224):
         return np.stack(images)
 
     shape = (count, image_size, image_size, 3)
-    array = make_array(Path(folder) / f"{count}-{image_size}.npy", shape, "uint8", produce, 50, "decoding")
-    return array
+    return make_array(
+        ArrayFile(Path(folder) / f"{count}-{image_size}.npy", shape, "uint8", "decoding"), produce, 50
+    )
 
 
 def load_vgg19(model):

@@ -48,8 +48,8 @@ def finish(*processes):
     return [(process.returncode, *output) for process, output in zip(processes, outputs)]
 
 
-def free_ports():
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+def free_ports(count=2):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in sockets]
     for server in sockets:
         server.close()
@@ -173,11 +173,10 @@ def test_devices_and_workers_train_as_one_device_does(tiny, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS)
 def test_batch_normalisation_sees_the_whole_batch_on_several_devices(tiny, tmp_path, name):
-    """The dense step of the pooled head, on activations that are kept; its first epoch's dropout aside,
-    the averages of batch normalisation are those of one device."""
+    """The dense step of the layer-wise head, on activations that are kept."""
     from transfer.weights import load_model
 
-    command = ("finetune", "--data", tiny, "--head", "pooled", "--epochs", "1")
+    command = ("finetune", "--data", tiny, "--head", "layers", "--epochs", "1")
     averages = []
     for number in ("1", "2"):
         train(tmp_path, name, number, *command, "--devices", number)
@@ -200,6 +199,63 @@ def test_features_are_the_same_on_several_devices(tiny, tmp_path, name):
         found.append(np.load(tmp_path / number / "test.npy"))
     assert found[0].shape == (22, 1472)
     assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKENDS)
+def test_three_workers_extract_what_one_does_though_one_is_killed(tiny, tmp_path, name):
+    command = ("extract_features", "--data", tiny, "--batch-size", "2")
+    ((status, _, errors),) = finish(start(tmp_path, name, *command, "--out", "alone"))
+    assert status == 0, errors[-2000:]
+    ports = free_ports(3)
+    flags = (*command, "--out", "shared", "--workers")
+    workers = [start(tmp_path, name, *flags, ports=ports, worker=number) for number in range(3)]
+    piece = tmp_path / "shared" / "train-3-of-3.npy.part"
+    limit = time.monotonic() + 200
+    while not piece.exists() and workers[2].poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    workers[2].send_signal(signal.SIGKILL)
+    for status, _, errors in finish(*workers)[:2]:
+        assert status == 0, errors[-2000:]
+    for split in ("train", "val", "test"):
+        for file in (f"{split}.npy", f"{split}.csv"):
+            assert (tmp_path / "shared" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
+    assert not list((tmp_path / "shared").glob("*-of-3*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKENDS)
+def test_workers_train_on_activations_that_they_made_together(tiny, tmp_path, name):
+    command = ("finetune", "--data", tiny, "--head", "layers", "--epochs", "2", "--batch-size", "4")
+    kept = []
+    for workers in (1, 2):
+        cache = tmp_path / f"cache-{workers}"
+        history, _ = train(tmp_path, name, f"of-{workers}", *command, "--cache", cache, workers=workers)
+        kept.append({path.name: path.read_bytes() for path in sorted(cache.glob("*-features-*.npy"))})
+        if workers == 1:
+            alone = history
+    assert_same(history, alone)
+    assert len(kept[0]) == 2
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"cluster": {"worker": ["a:1"]}}', "does not say what the workers are"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"index": 1}}', "names worker 1 of 1"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}', None),
+    ],
+)
+def test_the_environment_names_the_workers(monkeypatch, config, message):
+    if backend() != "tensorflow":
+        pytest.skip("TF_CONFIG is TensorFlow's")
+    monkeypatch.setenv("TF_CONFIG", config)
+    if message is None:
+        assert devices.share_of_environment() == Share(workers=2, worker=1)
+        return
+    with pytest.raises(BadInput, match=message):
+        devices.share_of_environment()
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ import common
 import random_forest
 from transfer import files, weights
 from transfer.dataset import load_dataset
-from transfer.files import check_file, make_array
+from transfer.devices import Share
+from transfer.files import ArrayFile, check_file, make_array, make_array_together
 from transfer.images import load_images
 from transfer.screen import BadInput
 from transfer.study import UNFREEZE
@@ -267,28 +268,29 @@ def test_an_array_goes_on_at_its_last_whole_block(tmp_path):
             raise Unplugged
         return whole[start:stop]
 
-    arguments = ("float32", produce, 5, "test")
     path = tmp_path / "a.npy"
+    array = ArrayFile(path, whole.shape, "float32", "test")
     with pytest.raises(Unplugged):
-        make_array(path, whole.shape, *arguments)
+        make_array(array, produce, 5)
     assert not path.exists()
     with open(tmp_path / "a.npy.part", "ab") as file:
         file.write(b"half a block")
-    np.testing.assert_array_equal(make_array(path, whole.shape, *arguments), whole)
+    np.testing.assert_array_equal(make_array(array, produce, 5), whole)
     assert asked == [0, 5, 10, 15, 15, 20]
-    np.testing.assert_array_equal(make_array(path, whole.shape, *arguments), whole)  # nothing is asked
+    np.testing.assert_array_equal(make_array(array, produce, 5), whole)  # nothing is asked
     assert len(asked) == 6
     content = path.read_bytes()
     for damaged in (content[:-5], content[:200] + b"\0" + content[201:], b""):
         path.write_bytes(damaged)
         with pytest.raises(BadInput, match=r"a\.npy.*another sha256"):
-            make_array(path, whole.shape, *arguments)
+            make_array(array, produce, 5)
 
 
 def test_a_part_of_another_shape_is_begun_anew(tmp_path):
     (tmp_path / "a.npy.part").write_bytes(b"\x93NUMPY something else, and longer than the header" * 50)
     whole = np.arange(12.0).reshape(6, 2)
-    found = make_array(tmp_path / "a.npy", (6, 2), "float64", lambda a, b: whole[a:b], 4, "test")
+    file = ArrayFile(tmp_path / "a.npy", (6, 2), "float64", "test")
+    found = make_array(file, lambda a, b: whole[a:b], 4)
     np.testing.assert_array_equal(found, whole)
 
 
@@ -300,7 +302,7 @@ def test_two_at_once_make_an_array_once(tmp_path):
         return np.full((stop - start, 1000), start, "float32")
 
     def make(found):
-        found.append(make_array(tmp_path / "a.npy", (50, 1000), "float32", produce, 1, "test"))
+        found.append(make_array(ArrayFile(tmp_path / "a.npy", (50, 1000), "float32", "test"), produce, 1))
 
     found = []
     threads = [threading.Thread(target=make, args=(found,)) for _ in range(2)]
@@ -312,19 +314,65 @@ def test_two_at_once_make_an_array_once(tmp_path):
     np.testing.assert_array_equal(*found)
 
 
+def test_more_workers_than_blocks(tmp_path):
+    array = ArrayFile(tmp_path / "a.npy", (3, 2), "float32", "test")
+    rows = np.arange(6, dtype="float32").reshape(3, 2)
+    made = make_array_together(array, lambda a, b: rows[a:b], 2, Share(workers=4, worker=1))
+    np.testing.assert_array_equal(made, rows)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_make_an_array_together_and_one_is_lost(tmp_path, workers):
+    whole = np.random.default_rng(0).normal(size=(23, 3)).astype("float32")
+    alone = ArrayFile(tmp_path / "alone.npy", whole.shape, "float32", "test")
+    make_array(alone, lambda start, stop: whole[start:stop], 2)
+    array = alone._replace(path=tmp_path / "together" / "a.npy")
+    (tmp_path / "together").mkdir()
+    asked = []
+
+    def work(worker, found, lost=False):
+        def produce(start, stop):
+            asked.append(start)
+            if lost and len([row for row in asked if row >= start - 4]) == 2:
+                raise Unplugged
+            return whole[start:stop]
+
+        try:
+            share = Share(workers=workers, worker=worker)
+            found.append(make_array_together(array, produce, 2, share))
+        except Unplugged:
+            lost_ones.append(worker)
+
+    found, lost_ones = [], []
+    work(workers - 1, found, lost=True)  # it has made one block of its piece
+    assert lost_ones == [workers - 1] and not array.path.exists()
+    threads = [threading.Thread(target=work, args=(worker, found)) for worker in range(workers - 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == workers - 1
+    assert sorted(asked) == sorted([*range(0, 23, 2), asked[1]])  # the lost batch alone came twice
+    assert array.path.read_bytes() == alone.path.read_bytes()
+    kept = {path.name for path in array.path.parent.iterdir()}
+    assert kept == {"a.npy", "a.npy.sha256", ".a.npy.lock"}
+    work(workers - 1, found)  # comes back when all is done
+    np.testing.assert_array_equal(found[-1], whole)
+
+
 def test_extraction_goes_on_at_its_last_batch(tiny, workdir, script, monkeypatch):
     command = ("extract_features", "--data", tiny, "--model", "none", "--splits", "train")
     script(*command, "--out", "whole")
     original, asked = files.fill_array, []
 
-    def fill(part, shape, dtype, produce, block, description):
+    def fill(file, produce, block):
         def watched(start, stop):
             asked.append(start)
             if len(asked) == 2:
                 raise Unplugged
             return produce(start, stop)
 
-        return original(part, shape, dtype, watched if "features" in description else produce, block, "")
+        return original(file, watched if "features" in file.description else produce, block)
 
     monkeypatch.setattr("transfer.files.fill_array", fill)
     with pytest.raises(Unplugged):
@@ -371,7 +419,7 @@ def test_unreadable_images_are_remembered_over_an_interruption(own_tiny, tmp_pat
     row = dataset.splits["train"].files.tolist().index("train.1.1.jpg")
     decode, calls = files.fill_array, []
 
-    def fill(part, shape, dtype, produce, block, description):
+    def fill(file, produce, block):
         def watched(start, stop):
             rows = produce(start, stop)
             if start <= row < stop and not calls:
@@ -379,7 +427,7 @@ def test_unreadable_images_are_remembered_over_an_interruption(own_tiny, tmp_pat
                 raise Unplugged
             return rows
 
-        return decode(part, shape, dtype, watched, block, description)
+        return decode(file, watched, block)
 
     monkeypatch.setattr("transfer.files.fill_array", fill)
     with pytest.raises(Unplugged):

@@ -9,7 +9,7 @@ import numpy as np
 
 from common import convolutions, outputs_of, split_model
 from transfer.devices import current_share
-from transfer.files import existing_folder, make_array
+from transfer.files import ArrayFile, existing_folder, make_array_together
 from transfer.weights import precision_of, weights_digest
 
 SHARE = 0.8  # of the free space that activations may take; weights and results need some
@@ -34,8 +34,7 @@ def trained_part(model, step, dataset, kept):
 
     images = {split: dataset.splits[split].images for split in ("train", "val")}
     boundary = last_constant_layer(model, step)
-    alone = current_share().workers == 1  # several would wait for each other's part of the array
-    if boundary and alone and kept.folder != "none":
+    if boundary and kept.folder != "none":
         lower, upper = split_model(model, boundary)
         activations = keep_activations(lower, boundary, images, step.batch_size, kept)
         if activations:
@@ -48,23 +47,22 @@ def keep_activations(lower, boundary, images, batch_size, kept):
     there yet; None where there is no room."""
     # keyed by the decoded images' own key (files, image size), the layer, the precision and the weights
     key = f"{boundary}-{precision_of(lower)}-{kept.dtype}-{weights_digest(lower, convolutions(lower))[:16]}"
-    paths = {
-        split: Path(kept.folder) / f"{Path(array.filename).stem}-{key}.npy"
-        for split, array in images.items()
-    }
-    shapes = {split: (len(array), *lower.output.shape[1:]) for split, array in images.items()}
-    if not there_is_room(boundary, paths, shapes, kept):
-        return None
-    return {
-        split: make_array(
-            paths[split],
-            shapes[split],
+    files = {
+        split: ArrayFile(
+            Path(kept.folder) / f"{Path(array.filename).stem}-{key}.npy",
+            (len(array), *lower.output.shape[1:]),
             kept.dtype,
-            outputs_of(lower, images[split], batch_size),
-            batch_size,
             f"{boundary} of {split} images",
         )
-        for split in images
+        for split, array in images.items()
+    }
+    if not there_is_room(boundary, files.values(), kept.folder):
+        return None
+    return {
+        split: make_array_together(
+            file, outputs_of(lower, images[split], batch_size), batch_size, current_share()
+        )
+        for split, file in files.items()
     }
 
 
@@ -78,17 +76,17 @@ def last_constant_layer(model, step):
     return f"block{5 - len(step.blocks)}_pool"  # a strategy unfreezes the last blocks
 
 
-def there_is_room(layer, paths, shapes, kept):
+def there_is_room(layer, files, folder):
     """Whether there is room for the activations of `layer`; says how much they take before they do."""
-    missing = [split for split, path in paths.items() if not path.exists()]
+    missing = [file for file in files if not file.path.exists()]
     if not missing:
         return True
-    size = sum(math.prod(shapes[split]) for split in missing) * np.dtype(kept.dtype).itemsize
-    free = shutil.disk_usage(existing_folder(paths[missing[0]])).free
+    size = sum(math.prod(file.shape) * np.dtype(file.dtype).itemsize for file in missing)
+    free = shutil.disk_usage(existing_folder(missing[0].path)).free
     room = size < SHARE * free
     print(
         f"The activations of {layer}, computed once, take {size / 1e9:.2f} GB of the {free / 1e9:.1f} GB "
-        f"free in {kept.folder}" + ("." if room else ": too much, so each epoch computes them again."),
+        f"free in {folder}" + ("." if room else ": too much, so each epoch computes them again."),
         flush=True,
     )
     return room

@@ -8,9 +8,11 @@ Each batch is shared out evenly, gradients are averaged: the same training as on
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from transfer.screen import BadInput, WorkerLost
@@ -19,6 +21,8 @@ TF_VARIABLES = ("TF_CONFIG",)
 JAX_VARIABLES = tuple(
     f"KERAS_DISTRIBUTION_{name}" for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
 )
+
+NO_ENGINE = "Keras shares no work out on {}; use KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax."
 
 
 class Share(NamedTuple):
@@ -39,9 +43,7 @@ def distributed(devices, workers, batch_size):
     engines = {"tensorflow": tensorflow_scope, "jax": jax_scope}
     backend = sys.modules["keras"].backend.backend()
     if backend not in engines and ((devices or 1) > 1 or workers):
-        raise BadInput(
-            f"Keras shares no work out on {backend}; use KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax."
-        )
+        raise BadInput(NO_ENGINE.format(backend))
     with contextlib.ExitStack() as stack:
         if backend in engines:
             stack.enter_context(engines[backend](devices, workers, batch_size))
@@ -111,6 +113,25 @@ def check_environment(variables):
             f"--workers needs the environment variable {missing[0]}, which says what the workers are "
             "(docs/devices.md); set it, or leave --workers out."
         )
+
+
+def share_of_environment():
+    """The Share that the environment names, for work that needs no engine: each does its part."""
+    backend = sys.modules["keras"].backend.backend()
+    if backend == "torch":
+        raise BadInput(NO_ENGINE.format(backend))
+    check_environment(TF_VARIABLES if backend == "tensorflow" else JAX_VARIABLES)
+    try:
+        if backend == "jax":
+            count, index = (int(os.environ[name]) for name in JAX_VARIABLES[1:])
+        else:
+            config = json.loads(os.environ["TF_CONFIG"])
+            count, index = len(config["cluster"]["worker"]), int(config["task"]["index"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"The environment does not say what the workers are ({error}); mend it.") from None
+    if not 0 <= index < count:
+        raise BadInput(f"The environment names worker {index} of {count}; the first one is 0.")
+    return Share(workers=count, worker=index)
 
 
 def choose_devices(wanted, found, batch_size):
@@ -242,6 +263,24 @@ def current_share():
             return Share(strategy.num_replicas_in_sync)
         return Share(strategy.num_replicas_in_sync, len(spec["worker"]), resolver.task_id)
     return Share()
+
+
+def on_own_device(function):
+    """`function`, called outside the engine: what it builds and computes there is this worker's alone."""
+    keras = sys.modules["keras"]
+    if keras.backend.backend() == "tensorflow":  # a strategy's scope is that of one thread
+        thread = ThreadPoolExecutor(1)
+        return lambda *given: thread.submit(function, *given).result()
+
+    def call(*given):
+        distribution = keras.distribution.distribution()
+        keras.distribution.set_distribution(None)
+        try:
+            return function(*given)
+        finally:
+            keras.distribution.set_distribution(distribution)
+
+    return call
 
 
 def feeds_whole_batches():

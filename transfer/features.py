@@ -18,13 +18,14 @@ from common import (
     select_layers,
 )
 from transfer.dataset import supports
-from transfer.devices import distributed
+from transfer.devices import Share, distributed, share_of_environment
 from transfer.files import (
     LOCK,
+    ArrayFile,
     check_file,
     file_digest,
     locked,
-    make_array,
+    make_array_together,
     read_json,
     write_csv,
     write_json,
@@ -64,10 +65,12 @@ class Extraction:
     cache: str = "data/cache"
     skip_unreadable: bool = False
     devices: int = None
+    workers: bool = False  # whether the environment's workers share the images out
 
 
-def add_feature_arguments(group, layers=None):
-    """--layers and --model: which features are taken, and whose. layers: the default."""
+def add_feature_arguments(group, layers=None, workers=False):
+    """--layers and --model: which features are taken, and whose. layers: the default. workers: as in
+    `add_compute_arguments`."""
     group.add_argument(
         "--layers",
         default=layers,
@@ -79,7 +82,7 @@ def add_feature_arguments(group, layers=None):
         help="imagenet or none (the original VGG16, trained or drawn anew), a run, a .keras file or an "
         "official Keras .h5 (default: the dataset's; MAMe imagenet, demo none)",
     )
-    add_compute_arguments(group)
+    add_compute_arguments(group, workers)
 
 
 def resolve_model(args, dataset):
@@ -159,6 +162,7 @@ def extract_features(source, dataset, splits, folder, how, check=False):
         return
     import_keras()
     with distributed(how.devices, False, how.batch_size) as (_, computes_on):
+        share = share_of_environment() if how.workers else Share()
         network = with_precision(build_network(source), source.precision)
         names = feature_layers(network, source.layers)
         pooled, columns = pooled_model(network, names)
@@ -177,22 +181,24 @@ def extract_features(source, dataset, splits, folder, how, check=False):
             skipped = sorted({*stored.get("skipped_images", []), *dataset.skipped})
             if not stored or skipped != stored.get("skipped_images", []):
                 write_json(folder / "features.json", {**notes, **stored, "skipped_images": skipped})
-            width = pooled.output_shape[-1]
             missing = missing_features(folder, missing)  # less where another process made them
-            if missing:
-                print(f"Extracting the features of {', '.join(missing)} into {folder}/")
-                print(f"  computed on {computes_on}", flush=True)
-            for split in missing:
+            for split in missing:  # first: the .npy says that the split is whole
                 rows = dataset.splits[split]
                 lines = [
                     {"file": file, "label": label, "medium": dataset.labels[label], "dataset": dataset.name}
                     for file, label in zip(rows.files, rows.labels)
                 ]
-                write_csv(folder / f"{split}.csv", lines)  # first: the .npy says that the split is whole
-                path, shape = folder / f"{split}.npy", (len(rows.files), width)
-                produce = outputs_of(pooled, rows.images, how.batch_size)
-                make_array(path, shape, "float32", produce, how.batch_size, f"the {split} features")
-                print(f"  {path}: {shape[0]} images, {shape[1]} features", flush=True)
+                write_csv(folder / f"{split}.csv", lines)
+        if missing:
+            print(f"Extracting the features of {', '.join(missing)} into {folder}/")
+            print(f"  computed on {computes_on}", flush=True)
+        for split in missing:
+            images = dataset.splits[split].images
+            shape = (len(images), pooled.output_shape[-1])
+            file = ArrayFile(folder / f"{split}.npy", shape, "float32", f"the {split} features")
+            produce = outputs_of(pooled, images, how.batch_size)
+            make_array_together(file, produce, how.batch_size, share)
+            print(f"  {file.path}: {shape[0]} images, {shape[1]} features", flush=True)
 
 
 def missing_features(folder, splits):

@@ -5,14 +5,17 @@ Small files are written beside their place and renamed into it. Large arrays gro
 <name>.sha256 beside a file is its checksum, as `sha256sum --check` reads it.
 """
 
+import bisect
 import contextlib
 import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -147,65 +150,125 @@ def locked(path):
         lock.release()
 
 
+def lock_of(path):
+    """The lock file of one file."""
+    return path.with_name(f".{path.name}.lock")
+
+
 # Large arrays ----------------------------------------------------------------------------
 
 
-def make_array(path, shape, dtype, produce, block, description):
-    """The .npy file `path` as a read-only memory map, made first where it is not there yet.
+class ArrayFile(NamedTuple):
+    """A large array on disk."""
+
+    path: Path  # .npy
+    shape: tuple  # (n, ...)
+    dtype: str
+    description: str  # what is shown while it is made
+
+    @property
+    def part(self):
+        return Path(f"{self.path}.part")
+
+
+def make_array(file, produce, block):
+    """The array of an ArrayFile as a read-only memory map, made first where it is not there yet.
 
     produce(start, stop) -> array (stop - start, *shape[1:]), called for every `block` rows in order.
     An interrupted one goes on at its last whole block. Raises BadInput where the disk has no room
     for it, or where what is there is not what was written.
     """
-    path = Path(path)
+    path = file.path
     if path.exists():
         check_file(path)
     else:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        part = Path(f"{path}.part")
-        there = part.stat().st_size if part.exists() else 0
-        check_space(existing_folder(path), size - there, description)
-        with locked(path.with_name(f".{path.name}.lock")):
+        size = math.prod(file.shape) * np.dtype(file.dtype).itemsize
+        there = file.part.stat().st_size if file.part.exists() else 0
+        check_space(existing_folder(path), size - there, file.description)
+        with locked(lock_of(path)):
             if not path.exists():  # else another process has just made it
-                sha256 = fill_array(part, shape, np.dtype(dtype), produce, block, description)
-                replace_with_checksum(part, path, sha256)
+                replace_with_checksum(file.part, path, fill_array(file, produce, block))
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def fill_array(part, shape, dtype, produce, block, description):
-    """Append what is missing of an array to the file `part`, block by block; returns its sha256.
+def make_array_together(file, produce, block, share):
+    """`make_array` by several workers on a disk that all see: the same file, byte for byte.
+
+    share: a devices.Share. Each worker makes a piece of whole blocks, then those that others have not
+    made: it waits for a worker that lives, and goes on at the last whole block of one that does not. The
+    first one to have them all joins them.
+    """
+    path, count, workers = file.path, file.shape[0], share.workers
+    if workers == 1 or path.exists():
+        return make_array(file, produce, block)
+    blocks = -(-count // block)
+    bounds = [min(count, blocks * number // workers * block) for number in range(workers + 1)]
+    pieces = [
+        file._replace(
+            path=path.with_name(f"{path.stem}-{number + 1}-of-{workers}.npy"),
+            shape=(bounds[number + 1] - bounds[number], *file.shape[1:]),
+            description=f"{file.description}, part {number + 1} of {workers}",
+        )
+        for number in range(workers)
+    ]
+    claims, found = [piece.path.with_suffix(".claim") for piece in pieces], {}
+    for number in sorted(range(workers), key=lambda number: (number - share.worker) % workers):
+        first = bounds[number]
+        if not pieces[number].shape[0]:
+            continue
+        with locked(claims[number]):
+            if path.exists():  # another worker has joined the pieces and removes them
+                break
+            found[number] = make_array(
+                pieces[number], lambda start, stop, first=first: produce(first + start, first + stop), block
+            )
+
+    def join(start, stop):
+        number = bisect.bisect_right(bounds, start) - 1
+        return found[number][start - bounds[number] : stop - bounds[number]]
+
+    array = make_array(file, join, block)
+    for piece, claim in zip(pieces, claims):
+        with locked(claim):
+            for left in (piece.path, checksum_file(piece.path), lock_of(piece.path), claim):
+                left.unlink(missing_ok=True)
+    return array
+
+
+def fill_array(file, produce, block):
+    """Append what is missing of an ArrayFile to its part, block by block; returns its sha256.
 
     Appending rather than a writable memory map: a full disk is an error then and not a crash, and
     the length of the file tells what is done.
     """
-    stream = io.BytesIO()
+    part, shape, dtype, stream = file.part, file.shape, np.dtype(file.dtype), io.BytesIO()
     layout = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(stream, layout)
     header, row_bytes = stream.getvalue(), dtype.itemsize * int(np.prod(shape[1:]))
     part.touch()
-    with open(part, "rb+") as file:
-        if file.read(len(header)) != header:
-            file.truncate(0)
-            file.seek(0)
-            file.write(header)
-            file.flush()
+    with open(part, "rb+") as stream:
+        if stream.read(len(header)) != header:
+            stream.truncate(0)
+            stream.seek(0)
+            stream.write(header)
+            stream.flush()
         done = min((part.stat().st_size - len(header)) // row_bytes, shape[0])
         done = done if done == shape[0] else max(0, done) // block * block
         digest = hashlib.sha256(header)
         end = len(header) + done * row_bytes
         for start in range(len(header), end, CHUNK):
-            file.seek(start)
-            digest.update(file.read(min(CHUNK, end - start)))
-        file.seek(end)
-        file.truncate()
-        with progress(None, description, shape[0], " images", done) as bar:
+            stream.seek(start)
+            digest.update(stream.read(min(CHUNK, end - start)))
+        stream.seek(end)
+        stream.truncate()
+        with progress(None, file.description, shape[0], " images", done) as bar:
             for start in range(done, shape[0], block):
                 stop = min(start + block, shape[0])
                 rows = np.ascontiguousarray(produce(start, stop), dtype)
                 if rows.shape != (stop - start, *shape[1:]):
                     raise ValueError(f"rows {start} to {stop} have the shape {rows.shape}")
-                file.write(rows)
-                file.flush()
+                stream.write(rows)
+                stream.flush()
                 digest.update(rows)
                 bar.update(stop - start)
     return digest.hexdigest()

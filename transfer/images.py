@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.files import make_array, read_json, write_json
+from transfer.files import ArrayFile, make_array, read_json, write_json
 from transfer.screen import BadInput, progress
 
 DECODE_BLOCK = 256  # images decoded between two looks at an interrupt
@@ -179,7 +179,8 @@ def cached_images(paths, image_size, cache, stem):
         return rows
 
     shape = (len(paths), image_size, image_size, 3)
-    images = make_array(cache / f"{stem}.npy", shape, "uint8", produce, DECODE_BLOCK, f"decoding {stem}")
+    file = ArrayFile(cache / f"{stem}.npy", shape, "uint8", f"decoding {stem}")
+    images = make_array(file, produce, DECODE_BLOCK)
     bad = read_json(notes) if notes.exists() else []
     return ReadableImages(images, bad) if bad else images, bad
 
