@@ -52,13 +52,14 @@ from transfer.runs import describe_run, start_run
 from transfer.screen import BadInput, percent, print_configuration, print_notice, print_table, run_script
 from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_REPORTED, FOREST_TREES, forest_rows
 
+C_PATH = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 # What a flag is where it is not given: alone, and with --grid.
 DEFAULTS = {
-    "layers": ("all", FOREST_LAYERS),
-    "discretize": (False, (False, True)),
-    "trees": (100, FOREST_TREES),
-    "leaf": (2, FOREST_LEAVES),
-    "c": (0.01, (0.001, 0.01, 0.1)),
+    "layers": (("all",), FOREST_LAYERS),
+    "discretize": ((False,), (False, True)),
+    "trees": ((100,), FOREST_TREES),
+    "leaf": ((2,), FOREST_LEAVES),
+    "c": (C_PATH, C_PATH),
 }
 OF_CLASSIFIER = {"forest": ("trees", "leaf"), "linear": ("c",)}  # flags that belong to one alone
 
@@ -74,7 +75,7 @@ def parse_args(argv=None):
         type=positive_float,
         metavar="C",
         help="of the linear classifier: the inverse of its regularisation, as in scikit-learn "
-        "(default: 0.01)",
+        f"(default: the best on the validation split of {', '.join(f'{c:g}' for c in C_PATH)})",
     )
     group.add_argument("--trees", type=positive, metavar="N", help="default: 100")
     group.add_argument(
@@ -89,8 +90,7 @@ def parse_args(argv=None):
         "--grid",
         action="store_true",
         help="every setting of the study: trees 100, 50, 12; leaf 2, 7, 20; layers all, last, "
-        "block5_conv3; with and without --discretize (linear: --c 0.001, 0.01, 0.1); a flag that is "
-        "given narrows it",
+        "block5_conv3; with and without --discretize; a flag that is given narrows it",
     )
     group = parser.add_argument_group("the features")
     add_feature_arguments(group)
@@ -112,15 +112,14 @@ def resolve_settings(args):
     for flag, (alone, grid) in DEFAULTS.items():
         if hasattr(args, flag):
             given = getattr(args, flag)
-            tried = grid if args.grid else (alone,)
-            setattr(args, flag, tried if given is None else (given,))
+            setattr(args, flag, (grid if args.grid else alone) if given is None else (given,))
     return args
 
 
 def plan_settings(args):
     """The settings of the classifiers to fit on one layer set, as `fit_classifiers` takes them."""
     if args.classifier == "linear":
-        return [{"classifier": "linear", "C": c} for c in args.c]
+        return [{"C": c} for c in sorted(args.c)]
     return [
         {"min_samples_leaf": leaf, "n_estimators": trees}
         for leaf, trees in product(args.leaf, sorted(args.trees))
@@ -150,13 +149,13 @@ def fit_all(args, dataset, stored, columns, run):
     """
     state = run / "forests.json"
     rows = read_json(state) if state.exists() else []
+    planned = plan_settings(args)
+    several = args.grid or len(planned) > 1
     for layers, discretize in product(args.layers, args.discretize):
         about = {"layers": layers, "discretize": discretize}
-        settings = [
-            setting
-            for setting in plan_settings(args)
-            if not any((about | setting).items() <= row.items() for row in rows)
-        ]
+        settings = [setting for setting in planned if not is_fitted(about | setting, rows)]
+        if settings and args.classifier == "linear":
+            settings = planned  # each begins where the one before ended, so the path is gone again
         if settings and args.grid:
             print(f"{layers}{', discretised' * discretize}: {len(settings)} to fit", flush=True)
         train, val = ((take_layers(x, columns, layers), y) for x, y in stored.values())
@@ -164,12 +163,14 @@ def fit_all(args, dataset, stored, columns, run):
             settings, train, val, discretize, args.seed
         ):
             row = {"layers": layers, **row}
+            if is_fitted(about | {key: row[key] for key in planned[0]}, rows):
+                continue
             if not args.grid or args.classifier == "linear":
                 iterations = f", {row['iterations']} iterations" if "iterations" in row else ""
                 print(f"Fitted in {seconds:.1f} s{iterations}.", flush=True)
-            if not rows or row["val_accuracy"] > best_forest(rows)["val_accuracy"]:
+            if not rows or row["val_accuracy"] >= best_forest(rows)["val_accuracy"]:
                 save_pipeline(run / "pipeline.skops", pipeline)
-            name = f"confusion_val/{name_of(row)}" if args.grid else "confusion_val"
+            name = f"confusion_val/{name_of(row)}" if several else "confusion_val"
             save_confusion(run, name, dataset, row, val[1], predicted)
             rows.append(row)
             write_json(state, rows)  # last: a forest that it does not list is fitted again
@@ -177,9 +178,15 @@ def fit_all(args, dataset, stored, columns, run):
     return rows
 
 
+def is_fitted(setting, rows):
+    """Whether one of `rows` is that of this setting."""
+    return any(setting.items() <= row.items() for row in rows)
+
+
 def best_forest(rows):
-    """The first row of the best val_accuracy: the forest whose pipeline is kept."""
-    return max(rows, key=lambda row: row["val_accuracy"])
+    """The last row of the best val_accuracy: the classifier whose pipeline is kept, of equals the larger
+    forest or the less regularised linear one."""
+    return max(reversed(rows), key=lambda row: row["val_accuracy"])
 
 
 def name_of(row):
@@ -236,9 +243,11 @@ def main(argv=None):
         stored[split] = features, labels
 
     source = short_name(notes["model"])
-    setting = f"{args.layers[0].replace(',', '+')}-" + (
-        f"c{args.c[0]:g}" if args.classifier == "linear" else f"trees{args.trees[0]}-leaf{args.leaf[0]}"
-    )
+    setting = args.layers[0].replace(",", "+")
+    if args.classifier == "forest":
+        setting += f"-trees{args.trees[0]}-leaf{args.leaf[0]}"
+    elif len(args.c) == 1:
+        setting += f"-c{args.c[0]:g}"
     setting = "grid" if args.grid else setting + "-discretised" * args.discretize[0]
     config = describe_run(args, dataset, features={**notes, "folder": str(folder)})
     with start_run(config, f"{args.classifier}-{source}-{setting}", args.resume or args.out) as run:

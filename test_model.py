@@ -2,6 +2,7 @@
 
     python test_model.py                  the run of the best validation accuracy
     python test_model.py --run runs/NAME  this run
+    python test_model.py --compare RUN RUN    whether two runs differ (exact McNemar test)
     python test_model.py --explain        and why: its most confident mistakes, what it looks at
     python test_model.py --predict IMAGE_OR_FOLDER ...    what it says of any pictures
 
@@ -19,7 +20,7 @@ from common import add_shared_arguments, script_parser
 from transfer.classifiers import load_pipeline, pipeline_probabilities
 from transfer.dataset import load_dataset
 from transfer.features import Extraction, check_supports, extract_features, load_features
-from transfer.files import LOCK, locked, read_json
+from transfer.files import LOCK, locked, read_json, write_csv
 from transfer.images import load_images
 from transfer.prediction import (
     list_pictures,
@@ -31,12 +32,15 @@ from transfer.prediction import (
     write_predictions,
 )
 from transfer.report import (
+    compare_answers,
     evaluate,
     explain_layers,
     explain_pictures,
     explain_test,
+    print_comparison,
     print_report,
     print_runs,
+    read_answers,
     write_report,
 )
 from transfer.runs import finished_runs, numbered, read_run
@@ -53,6 +57,12 @@ def parse_args(argv=None):
         nargs="+",
         metavar="PATH",
         help="leave the test split alone and say what these pictures, or all in these folders, are",
+    )
+    group.add_argument(
+        "--compare",
+        nargs=2,
+        metavar="RUN",
+        help="say whether two runs differ on the test split, and on which classes",
     )
     group.add_argument(
         "--explain",
@@ -105,7 +115,6 @@ def predict_pipeline(dataset, run, how):
 def test(args, runs):
     """Take a run to the test split."""
     dataset = load_dataset(args.data, args.seed)
-    batch_size = args.batch_size or dataset.defaults["batch_size"]
     print_notice(dataset.notice)
     print_runs(runs, dataset)
 
@@ -120,6 +129,25 @@ def test(args, runs):
         )
     if args.image_size not in (None, run.image_size):
         raise BadInput(f"{run.folder} takes images of {run.image_size} pixels; leave --image-size out.")
+    out, figures = test_run(args, dataset, run)
+    print()
+    print_report(figures, dataset)
+    print()
+    print_notice(dataset.notice)
+    print(f"Results: {out}/ (metrics.json, predictions.csv, confusion_matrix.png)")
+    explain = "" if args.explain else f", and python test_model.py --run {run.folder} --explain shows why"
+    print(f"Next: open the confusion matrix: which classes are taken for which{explain}")
+
+
+def test_folder(args, dataset, run):
+    """Where the test of a run on this dataset is recorded."""
+    same = run.fingerprint == dataset.fingerprint
+    return Path(args.out or run.folder / ("test" if same else f"test-{dataset.fingerprint[:8]}"))
+
+
+def test_run(args, dataset, run):
+    """Test a run and write its report; returns its folder and the figures."""
+    batch_size = args.batch_size or dataset.defaults["batch_size"]
     print(
         f"Testing {run.folder} on {len(dataset.splits['test'].files)} images of the test split", flush=True
     )
@@ -134,20 +162,37 @@ def test(args, runs):
     evaluated = evaluate(dataset, predictions)
     check_supports(dataset, "test", evaluated[2], args.skip_unreadable)
     skipped = [file for file in dataset.splits["test"].files.tolist() if file not in predictions]
-
-    same = run.fingerprint == dataset.fingerprint
-    out = Path(args.out or run.folder / ("test" if same else f"test-{dataset.fingerprint[:8]}"))
+    out = test_folder(args, dataset, run)
     with locked(out / LOCK):
         write_report(out, run, dataset, evaluated, skipped_images=skipped, flips=flips)
         if args.explain:
             explain_test(out, run, dataset, evaluated, network)
-    print()
-    print_report(evaluated[0], dataset)
-    print()
+    return out, evaluated[0]
+
+
+def compare(args):
+    """Say whether the two runs of --compare differ on the test split; those not tested yet are first."""
+    first, second = (read_run(folder) for folder in args.compare)
+    if first.fingerprint != second.fingerprint:
+        raise BadInput(
+            f"{first.folder} and {second.folder} are of two datasets; name runs on the same one."
+        )
+    dataset = load_dataset(args.data or first.config["dataset"]["folder"], args.seed)
     print_notice(dataset.notice)
-    print(f"Results: {out}/ (metrics.json, predictions.csv, confusion_matrix.png)")
-    explain = "" if args.explain else f", and python test_model.py --run {run.folder} --explain shows why"
-    print(f"Next: open the confusion matrix: which classes are taken for which{explain}")
+    answers = []
+    for run in (first, second):
+        predictions = test_folder(args, dataset, run) / "predictions.csv"
+        if not predictions.exists():
+            test_run(args, dataset, run)
+        answers.append(read_answers(predictions))
+    accuracies, rows = compare_answers(*answers, dataset.labels)
+    name = f"compared-with-{second.folder.name}.csv"
+    out = test_folder(args, dataset, first) / name
+    write_csv(out, [{**row, "dataset": dataset.name} for row in rows])
+    print()
+    print_comparison([str(first.folder), str(second.folder)], accuracies, rows)
+    print(f"\nResults: {out}")
+    print(f"Next: python test_model.py --run {first.folder} --explain")
 
 
 # Any pictures ----------------------------------------------------------------------------
@@ -199,6 +244,9 @@ def predict(args, runs):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.compare:
+        compare(args)
+        return
     runs = finished_runs(args.runs)
     if args.predict:
         predict(args, runs)

@@ -19,7 +19,8 @@ from measure import ROOT, describe_machine
 
 from transfer.files import read_json  # noqa: E402
 
-SHARED = ("--image-size", "64", "--precision", "bfloat16", "--learning-rate", "1e-3", "--epochs", "10")
+COMPUTED = ("--image-size", "64", "--precision", "bfloat16")
+RATES = ("--learning-rate", "1e-3", "--fine-tune-learning-rate", "3e-5")
 ROWS = {
     "strong": "--recipe strong --fine-tune-epochs 6",
     "head-iii": "--recipe strong --head iii --fine-tune-epochs 6",
@@ -47,8 +48,7 @@ def test_accuracy(run, data, seed, flags, args):
     if not report.exists():
         if not (run / "metrics.json").exists():
             shared = ("--data", data, "--weights", args.weights, "--seed", seed, "--out", run)
-            rate = () if "--fine-tune-learning-rate" in flags else ("--fine-tune-learning-rate", "3e-5")
-            call("finetune.py", *shared, *SHARED, *rate, *flags)
+            call("finetune.py", *shared, *COMPUTED, *RATES, "--epochs", 10, *flags)  # the last one counts
         call("test_model.py", "--run", run)
     return 100 * read_json(report)["accuracy"]
 

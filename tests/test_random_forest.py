@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import zipfile
+from itertools import product
 
 import numpy as np
 import pytest
@@ -129,10 +130,41 @@ def test_a_linear_grid_goes_over_layers_and_the_embedding(tiny, workdir, feature
     script("random_forest", "--data", tiny, "--classifier", "linear", "--grid")
     rows = json.loads((only_run(workdir) / "metrics.json").read_text())["forests"]
     found = {(row["layers"], row["discretize"], row["C"]) for row in rows}
-    assert len(rows) == 18
-    assert found == {
-        (layers, d, c) for layers in FOREST_LAYERS for d in (False, True) for c in (0.001, 0.01, 0.1)
-    }
+    assert len(rows) == 2 * len(FOREST_LAYERS) * len(random_forest.C_PATH)
+    assert found == set(product(FOREST_LAYERS, (False, True), random_forest.C_PATH))
+
+
+def test_the_linear_classifier_takes_the_best_c_on_validation(
+    tiny, workdir, features, script, monkeypatch, capsys
+):
+    command = ("random_forest", "--data", tiny, "--classifier", "linear", "--layers", "block3_conv3")
+    script(*command, "--out", "whole")
+    metrics = json.loads((workdir / "whole" / "metrics.json").read_text())
+    rows = metrics["forests"]
+    assert [row["C"] for row in rows] == list(random_forest.C_PATH)
+    best = max(row["val_accuracy"] for row in rows)
+    assert metrics["C"] == max(row["C"] for row in rows if row["val_accuracy"] == best)
+    (x_val, y_val, _) = load_features(features, load_dataset(tiny), "val", "block3_conv3")
+    pipeline = load_pipeline(workdir / "whole" / "pipeline.skops")
+    assert metrics["C"] == pipeline[-1].C
+    assert pipeline.score(x_val, y_val) == best
+    # interrupted between two, it ends with the same figures, as it walks the path again
+    save, left = random_forest.save_confusion, [4]
+
+    def stop(*given):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        save(*given)
+
+    monkeypatch.setattr(random_forest, "save_confusion", stop)
+    with pytest.raises(KeyboardInterrupt):
+        script(*command, "--out", "cut")
+    script(*command, "--out", "cut")
+    assert left[0] == -len(random_forest.C_PATH) + 3
+    assert json.loads((workdir / "cut" / "metrics.json").read_text()) == metrics
+    resumed = load_pipeline(workdir / "cut" / "pipeline.skops")
+    np.testing.assert_array_equal(resumed[-1].coef_, pipeline[-1].coef_)
 
 
 def test_the_same_command_gives_the_same_metrics_to_the_byte(tiny, workdir, features, script):

@@ -26,12 +26,13 @@ def run(*command, cwd):
     )
 
 
-def test_there_are_six_scripts():
+def test_there_are_seven_scripts():
     assert SCRIPTS == [
         "extract_features.py",
         "finetune.py",
         "get_data.py",
         "random_forest.py",
+        "rerun_study.py",
         "test_model.py",
         "train_pretrained.py",
     ]

@@ -4,8 +4,9 @@ import numpy as np
 
 from transfer.classifiers import load_pipeline
 from transfer.features import is_original
-from transfer.files import write_csv, write_json
+from transfer.files import read_csv, write_csv, write_json
 from transfer.images import decode_image
+from transfer.intervals import bootstrap, f1_and_averages, mcnemar, wilson
 from transfer.plots import (
     GALLERY_COLUMNS,
     GALLERY_ROWS,
@@ -46,8 +47,11 @@ def print_runs(runs, dataset):
         for run in runs:
             study = " / ".join(f"{percentage:.2f}%" for _, percentage, _ in study_rows(run))
             figures = (percent(run.metrics["accuracy"]), percent(run.metrics["val_accuracy"]))
-            rows.append((run.folder, run.config["dataset"]["name"], *figures, study or "-"))
-        print_table(("run", "dataset", "accuracy", "val accuracy", "study, MAMe"), rows)
+            images = run.config["dataset"]["images"]["val"]
+            interval = wilson(round(run.metrics["val_accuracy"] * images), images)
+            name = run.config["dataset"]["name"]
+            rows.append((run.folder, name, *figures, span(interval), study or "-"))
+        print_table(("run", "dataset", "accuracy", "val accuracy", "95% interval", "study, MAMe"), rows)
     if dataset.in_folders:
         print(flush=True)
         return
@@ -97,13 +101,12 @@ def evaluate(dataset, predictions):
     report = classification_report(
         true, predicted, labels=classes, target_names=dataset.labels, output_dict=True, zero_division=0
     )
+    within = min(TOP, len(classes) - 1)
     figures = {
         "images": len(files),
         "accuracy": accuracy_score(true, predicted),
         "balanced_accuracy": balanced_accuracy_score(true, predicted),
-        f"top_{TOP}_accuracy": top_k_accuracy_score(
-            true, probabilities, k=min(TOP, len(classes) - 1), labels=classes
-        ),
+        f"top_{TOP}_accuracy": top_k_accuracy_score(true, probabilities, k=within, labels=classes),
         "macro avg": report["macro avg"],
         "weighted avg": report["weighted avg"],
         "classes": {label: report[label] for label in dataset.labels},
@@ -116,38 +119,70 @@ def evaluate(dataset, predictions):
         },
         "confusion_matrix": confusion_matrix(true, predicted, labels=classes).tolist(),
     }
+    figures["intervals"] = intervals(figures, true, predicted, len(classes))
     return figures, files, true, probabilities, museums
 
 
+def intervals(figures, true, predicted, classes):
+    """95% intervals of the figures of `evaluate`: Wilson's of accuracies, bootstrapped ones of f1 and the
+    balanced accuracy."""
+
+    def of_share(share, count):
+        return wilson(round(share * count), count)
+
+    low, high = bootstrap(lambda *drawn: f1_and_averages(*drawn, classes), true, predicted)
+    *f1, macro, weighted, balanced = zip(low.tolist(), high.tolist())
+    top = f"top_{TOP}_accuracy"
+    return {
+        "accuracy": of_share(figures["accuracy"], len(true)),
+        "balanced_accuracy": balanced,
+        top: of_share(figures[top], len(true)),
+        "macro avg f1-score": macro,
+        "weighted avg f1-score": weighted,
+        "classes f1-score": dict(zip(figures["classes"], f1)),
+        "museums": {
+            museum: of_share(row["accuracy"], row["support"]) for museum, row in figures["museums"].items()
+        },
+    }
+
+
+def span(interval, scale=100):
+    """An interval as it is printed: of fractions in percent, or with scale 1 as they are."""
+    digits = 1 if scale == 100 else 2
+    return " to ".join(f"{scale * end:.{digits}f}" for end in interval)
+
+
 def print_report(figures, dataset):
-    """Per class, per museum, and the averages, each beside the study's figure where it has one."""
-    keys = ("precision", "recall", "f1-score", "support")
+    """Per class, per museum, and the averages, each with its 95% interval; the study's figure beside it."""
+    keys = ("precision", "recall", "f1-score")
 
-    def cells(row):
-        return [f"{row[key]:.2f}" for key in keys[:3]] + [f"{row['support']:.0f}"]
+    def cells(row, interval):
+        return [f"{row[key]:.2f}" for key in keys] + [span(interval, 1), f"{row['support']:.0f}"]
 
-    study = dataset.study_cell
+    study, sure = dataset.study_cell, figures["intervals"]
     official = len(dataset.labels) == len(TEST_F1)
     rows = []
     for index, label in enumerate(dataset.labels):
         figure = f"{TEST_F1[index]:.2f}" if official else "-"
-        rows.append((label, *cells(figures["classes"][label]), *study(figure)))
+        row = cells(figures["classes"][label], sure["classes f1-score"][label])
+        rows.append((label, *row, *study(figure)))
     for name in ("macro avg", "weighted avg"):
-        rows.append((name, *cells(figures[name]), *study(f"{TEST_FIGURES[name]['f1-score']:.2f}")))
-    print_table(("class" if dataset.in_folders else "medium", *keys, *study("study's f1, MAMe")), rows)
+        row = cells(figures[name], sure[f"{name} f1-score"])
+        rows.append((name, *row, *study(f"{TEST_FIGURES[name]['f1-score']:.2f}")))
+    header = ("class" if dataset.in_folders else "medium", *keys, "95%", "support")
+    print_table((*header, *study("study's f1, MAMe")), rows)
     print()
-    rows = [
-        (f"museum: {museum}", percent(row["accuracy"]), *study("-"), row["support"])
-        for museum, row in figures["museums"].items()
-    ]
-    total = figures["images"]
-    rows.append(
-        ("accuracy", percent(figures["accuracy"]), *study(percent(TEST_FIGURES["accuracy"])), total)
-    )
-    rows.append(("balanced accuracy", percent(figures["balanced_accuracy"]), *study("-"), total))
+    rows = []
+    for museum, row in figures["museums"].items():
+        ours = percent(row["accuracy"]), span(sure["museums"][museum])
+        rows.append((f"museum: {museum}", *ours, *study("-"), row["support"]))
     within = min(TOP, len(dataset.labels) - 1)
-    rows.append((f"top-{within} accuracy", percent(figures[f"top_{TOP}_accuracy"]), *study("-"), total))
-    print_table(("", "ours", *study("study, MAMe"), "images"), rows)
+    known = {"accuracy": percent(TEST_FIGURES["accuracy"])}
+    for key in ("accuracy", "balanced_accuracy", f"top_{TOP}_accuracy"):
+        name = f"top-{within} accuracy" if key.startswith("top") else key.replace("_", " ")
+        row = (name, percent(figures[key]), span(sure[key]), *study(known.get(key, "-")), figures["images"])
+        rows.append(row)
+    print_table(("", "ours", "95% interval", *study("study, MAMe"), "images"), rows)
 
 
 def write_report(out, run, dataset, evaluated, **about):
@@ -167,6 +202,56 @@ def write_report(out, run, dataset, evaluated, **about):
     plot_confusion(counts, dataset.labels, out / "confusion_matrix.png", title, dataset.notice)
     about = {"run": run.folder.name, "dataset": describe_dataset(dataset), **about}
     write_json(out / "metrics.json", {**about, **figures})
+
+
+# Two runs --------------------------------------------------------------------------------
+
+
+def read_answers(path):
+    """{file: (true class, whether it was told right)} of a predictions.csv."""
+    rows = read_csv(path, "test the run anew")
+    places = [rows[0].index(name) for name in ("file", "true", "predicted_1")]
+    return {row[places[0]]: (row[places[1]], row[places[1]] == row[places[2]]) for row in rows[1:]}
+
+
+def compare_answers(first, second, labels):
+    """How two classifiers differ on the images that both were tested on.
+
+    first, second: as `read_answers` gives. Returns (accuracies, rows): the accuracy of each, and for all
+    images and for each class a dict with images, first_alone, second_alone (that many it alone has right)
+    and p: exact McNemar, that of a class multiplied by the number of classes (Bonferroni), at most 1.
+    """
+    files = [file for file in first if file in second]
+    true = np.array([first[file][0] for file in files])
+    right, other = (np.array([answers[file][1] for file in files], bool) for answers in (first, second))
+    rows = []
+    for name, here in [("all", np.ones(len(files), bool)), *((label, true == label) for label in labels)]:
+        one, two, p = mcnemar(right[here], other[here])
+        p = p if name == "all" else min(1.0, p * len(labels))
+        row = {"class": name, "images": int(here.sum()), "first_alone": one, "second_alone": two, "p": p}
+        rows.append(row)
+    return (float(right.mean()), float(other.mean())), rows
+
+
+def print_comparison(names, accuracies, rows):
+    """What `compare_answers` found, the classes that differ most first."""
+    total, *classes = rows
+    for name, accuracy in zip(names, accuracies):
+        sure = wilson(round(accuracy * total["images"]), total["images"])
+        print(f"  {name}: {percent(accuracy)} ({span(sure)}) of {total['images']} images")
+    classes.sort(key=lambda row: (row["p"], -abs(row["first_alone"] - row["second_alone"])))
+    print_table(
+        ("right", "images", "the first alone", "the second alone", "p"),
+        [
+            (row["class"], row["images"], row["first_alone"], row["second_alone"], f"{row['p']:.3g}")
+            for row in [total, *classes]
+        ],
+    )
+    print("(p: exact McNemar test; that of a class is multiplied by the number of classes)")
+    if total["p"] < 0.05:
+        print(f"They differ: {names[int(total['first_alone'] < total['second_alone'])]} is better.")
+    else:
+        print("No difference is seen (p is 0.05 or more).")
 
 
 # Explanation -----------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""rerun_study.py: every row of the study from one command."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+import rerun_study
+from transfer.screen import BadInput
+from transfer.study import CLAIMS, VAL_ACCURACY
+
+NAME = "runs/study-tiny"
+
+
+@pytest.fixture
+def called(script, monkeypatch, narrow):
+    """The scripts run in this process, without pictures of the forests; what was run is listed."""
+    commands = []
+
+    def call(name, flags):
+        commands.append((name, flags))
+        script(name.removesuffix(".py"), *flags)
+
+    monkeypatch.setattr(rerun_study, "call", call)
+    monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)
+    monkeypatch.setitem(__import__("random_forest").DEFAULTS, "trees", ((100,), (50,)))
+    return commands
+
+
+def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, called, capsys):
+    command = ("rerun_study", "--data", tiny, "--epochs", "1")
+    script(*command)
+    assert [name for name, _ in called] == ["finetune.py"] * 4 + ["random_forest.py"] * 3 + [
+        "test_model.py"
+    ]
+    with open(workdir / NAME / "rows.csv", newline="") as file:
+        rows = {row["row"]: row for row in csv.DictReader(file)}
+    assert set(rows) == set(VAL_ACCURACY)
+    folder = workdir / NAME / "seed-0"
+
+    def steps(run):
+        return [s["val_accuracy"] for s in json.loads((folder / run / "metrics.json").read_text())["steps"]]
+
+    expected = dict(zip(("dense, augmentation", "all unfrozen, augmentation"), steps("all-augment")))
+    stepped = steps("stepped")
+    expected |= {"head iii": stepped[0], "stepwise, no augmentation": stepped[2]}
+    expected |= {"stepwise, then augmentation": stepped[3], "head i": steps("head-i")[0]}
+    for run in ("forest-on-all-augment", "forest-on-stepped"):
+        metrics = json.loads((folder / run / "metrics.json").read_text())
+        expected[rerun_study.FINE_TUNED[run]] = metrics["val_accuracy"]
+        config = json.loads((folder / run / "config.json").read_text())
+        assert config["arguments"]["model"].endswith(run.removeprefix("forest-on-"))
+    for row, figure in expected.items():
+        assert float(rows[row]["0"]) == figure, row
+    out = capsys.readouterr().out
+    assert "81.25" in out and all(claim in out for claim, *_ in CLAIMS)
+
+    # again, with a run and a seed more to do: what is finished stays
+    shutil.rmtree(folder / "head-i")
+    called.clear()
+    script(*command, "--seeds", "0", "1")
+    names = [name for name, _ in called]
+    assert names.count("finetune.py") == 1 + 4
+    assert names.count("random_forest.py") == 3
+    out = capsys.readouterr().out
+    assert "finished before" in out and " +- " in out
+    with pytest.raises(BadInput, match="other settings"):
+        script("rerun_study", "--data", tiny, "--epochs", "2")
+
+
+def test_a_claim_holds_where_the_difference_is_clear(capsys, tiny):
+    from transfer.dataset import load_dataset
+
+    figures = {row: [0.5, 0.52, 0.48] for row in VAL_ACCURACY}
+    figures["head i"] = [0.4, 0.41, 0.39]
+    figures["dense, augmentation"] = [0.6, 0.63, 0.59]
+    rerun_study.print_rows(figures, [0.5, 0.5, 0.5], load_dataset(tiny))
+    lines = {line.strip()[:28]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["head iii is ahead of head i "].endswith("+10.00 +- 0.58         yes")
+    assert lines["head iii is ahead of head ii"].endswith("not clear")
+    assert lines["augmentation harms dense lay"].endswith("no")
+
+
+def test_a_command_that_fails_ends_it(tiny, workdir, monkeypatch):
+    monkeypatch.setattr(rerun_study.subprocess, "run", lambda command: type("Done", (), {"returncode": 2}))
+    with pytest.raises(BadInput, match=r"finetune\.py ended with status 2"):
+        rerun_study.main(["--data", str(tiny)])
+    with pytest.raises(BadInput, match="--seeds instead of --seed"):
+        rerun_study.main(["--data", str(tiny), "--seed", "3"])
