@@ -4,6 +4,7 @@
     python random_forest.py --grid                        every setting and layer set of the study
     python random_forest.py --model RUN --leaf 2 --trees 50       on a fine-tuned network
     python random_forest.py --classifier linear --discretize      a linear classifier instead
+    python random_forest.py --classifier extra-trees              a forest in half the time
 
 --discretize puts the full-network embedding (Garcia-Gasulla et al. 2018) before the forest: each
 feature standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0.
@@ -28,7 +29,7 @@ from common import (
     script_parser,
     select_layers,
 )
-from transfer.classifiers import fit_classifiers, save_pipeline
+from transfer.classifiers import FORESTS, fit_classifiers, save_pipeline
 from transfer.dataset import load_dataset
 from transfer.devices import cpu_threads
 from transfer.features import (
@@ -61,7 +62,7 @@ DEFAULTS = {
     "leaf": ((2,), FOREST_LEAVES),
     "c": (C_PATH, C_PATH),
 }
-OF_CLASSIFIER = {"forest": ("trees", "leaf"), "linear": ("c",)}  # flags that belong to one alone
+OF_CLASSIFIER = dict.fromkeys(FORESTS, ("trees", "leaf")) | {"linear": ("c",)}  # whose flags are whose
 
 
 def parse_args(argv=None):
@@ -104,8 +105,8 @@ def parse_args(argv=None):
 
 def resolve_settings(args):
     """Make each flag of the classifier a tuple of what is tried; BadInput for one of another classifier."""
-    for classifier, flags in OF_CLASSIFIER.items():
-        for flag in flags if classifier != args.classifier else ():
+    for classifier in ("forest", "linear"):
+        for flag in set(OF_CLASSIFIER[classifier]) - set(OF_CLASSIFIER[args.classifier]):
             if getattr(args, flag) is not None:
                 raise BadInput(f"--{flag} is of --classifier {classifier}; leave one of the two out.")
             delattr(args, flag)
@@ -120,8 +121,9 @@ def plan_settings(args):
     """The settings of the classifiers to fit on one layer set, as `fit_classifiers` takes them."""
     if args.classifier == "linear":
         return [{"C": c} for c in sorted(args.c)]
+    kind = {"classifier": args.classifier} if args.classifier != "forest" else {}
     return [
-        {"min_samples_leaf": leaf, "n_estimators": trees}
+        {"min_samples_leaf": leaf, "n_estimators": trees} | kind
         for leaf, trees in product(args.leaf, sorted(args.trees))
     ]
 
@@ -244,7 +246,7 @@ def main(argv=None):
 
     source = short_name(notes["model"])
     setting = args.layers[0].replace(",", "+")
-    if args.classifier == "forest":
+    if args.classifier != "linear":
         setting += f"-trees{args.trees[0]}-leaf{args.leaf[0]}"
     elif len(args.c) == 1:
         setting += f"-c{args.c[0]:g}"

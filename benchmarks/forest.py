@@ -18,7 +18,7 @@ import numpy as np
 from measure import alternate, describe_machine, peak_memory, report, spread
 
 IMAGES, FEATURES, CLASSES = 20_300, 12_416, 29
-METHODS = ("ours", "scikit-learn", "linear", "linear-discretised")
+METHODS = ("ours", "extra-trees", "scikit-learn", "linear", "linear-discretised")
 
 
 def draw_features(path, images):
@@ -42,6 +42,7 @@ def work(args):
 
         linear = args.method.startswith("linear")
         setting = {"C": 0.01} if linear else {"min_samples_leaf": 2, "n_estimators": 50}
+        setting |= {"classifier": "extra-trees"} if args.method == "extra-trees" else {}
         x = np.load(args.features, mmap_mode="r")
         val, discretize = (x[:1450], y[:1450]), args.method.endswith("discretised")
         ((_, row, _, seconds),) = fit_classifiers([setting], (x, y), val, discretize, 0)

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 from conftest import write_checksum
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -95,6 +95,33 @@ def test_a_run_leaves_its_record(tiny, workdir, features, script, capsys):
     assert (run / "confusion_val.png").read_bytes().startswith(b"\x89PNG")
     pipeline = load_pipeline(run / "pipeline.skops")
     np.testing.assert_array_equal(pipeline.predict(x_val), alone.predict(x_val))
+
+
+def test_extra_trees_are_scikit_learns(tiny, workdir, features, script, capsys):
+    command = (
+        "random_forest",
+        "--data",
+        tiny,
+        "--classifier",
+        "extra-trees",
+        "--trees",
+        "12",
+        "--seed",
+        "5",
+    )
+    script(*command)
+    run = only_run(workdir)
+    assert run.name == "tiny-extra-trees-none-all-trees12-leaf2"
+    dataset = load_dataset(tiny)
+    (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s) for s in ("train", "val"))
+    alone = ExtraTreesClassifier(12, min_samples_leaf=2, random_state=0).fit(x, y)
+    pipeline = load_pipeline(run / "pipeline.skops")
+    np.testing.assert_allclose(pipeline.predict_proba(x_val), alone.predict_proba(x_val))
+    assert json.loads((run / "metrics.json").read_text())["val_accuracy"] == alone.score(x_val, y_val)
+    script("test_model", "--run", run, "--data", tiny)
+    assert f"{run.name}" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="--c is of --classifier linear"):
+        script(*command, "--c", "1")
 
 
 @pytest.mark.parametrize("discretize", [False, True])

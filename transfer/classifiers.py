@@ -10,6 +10,9 @@ from common import discretise
 from transfer.files import check_file, replace_with_checksum
 from transfer.screen import BadInput, progress
 
+# --classifier: scikit-learn's class. Extremely randomised trees (Geurts et al. 2006) draw their thresholds
+# instead of searching them: less than half the time at the same accuracy (benchmarks/README.md).
+FORESTS = {"forest": "RandomForestClassifier", "extra-trees": "ExtraTreesClassifier"}
 LINEAR_ITERATIONS, LINEAR_TOLERANCE = 500, 1e-4
 
 
@@ -31,7 +34,8 @@ def fit_classifiers(settings, train, val, discretize, seed):
     """Fit a classifier for each setting; yields (Pipeline, row of metrics, val predictions, seconds).
 
     settings: dicts, all with "C" (the linear classifier) or all with "min_samples_leaf" and
-    "n_estimators" (a forest), those of one leaf together and by their number of trees. train, val:
+    "n_estimators" (a forest; "classifier" names one of FORESTS but the first), those of one leaf together
+    and by their number of trees. train, val:
     (features float32 (n, n_features), labels (n,)).
     """
     from sklearn.pipeline import Pipeline
@@ -61,14 +65,16 @@ def fit_forests(settings, x, y, seed):
     A forest's first 12 trees are the forest of 12 trees of the same seed, so larger ones grow from
     smaller ones (warm_start).
     """
-    from sklearn.ensemble import RandomForestClassifier
+    from sklearn import ensemble
 
     forest = None
     for setting in progress(settings, "fitting", len(settings), " forests"):
         if forest is None or forest.min_samples_leaf != setting["min_samples_leaf"]:
-            forest = RandomForestClassifier(n_jobs=-1, random_state=seed, warm_start=True)
+            kind = getattr(ensemble, FORESTS[setting.get("classifier", "forest")])
+            forest = kind(n_jobs=-1, random_state=seed, warm_start=True)
         start = time.perf_counter()
-        forest.set_params(**setting).fit(x, y)
+        size = {key: setting[key] for key in ("min_samples_leaf", "n_estimators")}
+        forest.set_params(**size).fit(x, y)
         seconds = time.perf_counter() - start
         # one thread adds up the trees' votes in one order: the same figures at every run
         fitted = copy.copy(forest).set_params(warm_start=False, n_jobs=1)

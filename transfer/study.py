@@ -153,7 +153,7 @@ def rows_of(table, **settings):
 def forest_rows(original, row):
     """The rows of FOREST_ROWS that a classifier reruns: whether the network is the `original` VGG16, and
     its row of metrics."""
-    if "n_estimators" not in row:  # a linear classifier
+    if "n_estimators" not in row or "classifier" in row:  # a linear classifier, or other trees
         return []
     return rows_of(
         FOREST_ROWS,
