@@ -77,6 +77,7 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--features", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
+    parser.add_argument("--forests", action="store_true", help="leave the linear ones out")
     parser.add_argument(
         "--libraries", nargs="*", default=(), choices=("sklearnex", "lightgbm", "xgboost"), help="these too"
     )
@@ -105,7 +106,7 @@ def main():
             (name, "256 quantiles" if "256" in name else "as they are"): c
             for name, c in forests(seed, args.libraries).items()
         }
-        if seed == args.seeds[0]:  # these draw nothing
+        if seed == args.seeds[0] and not args.forests:  # these draw nothing
             for kind in ("standardised", "embedding"):
                 tried |= {(name, kind): c for name, c in linear_classifiers().items()}
         for (name, kind), classifier in tried.items():

@@ -64,15 +64,6 @@ def pictures(count, folder, image_size=224):
     )
 
 
-def load_vgg19(model):
-    """Give block1, block2 and block3 of a VGG16 the filters of an ImageNet-trained VGG19."""
-    stored = np.load(PHOTOGRAPHS.parent / "vgg19_block1-3.npz")
-    for block, convolutions in ((1, 2), (2, 2), (3, 3)):
-        for number in range(1, convolutions + 1):
-            name = f"block{block}_conv{number}"
-            model.get_layer(name).set_weights([stored[f"{name}__kernel"], stored[f"{name}__bias"]])
-
-
 def peak_memory():
     """Peak resident memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

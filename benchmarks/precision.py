@@ -2,20 +2,22 @@
 
     python benchmarks/precision.py
 
-TrashNet (six materials; needs the folder of real photographs beside the repository), with VGG19 blocks
-1-3 from ImageNet and He-normal kernels after them: features of all convolutions by float32 and by
+TrashNet (six materials; needs the folder of real photographs beside the repository), with the network that
+`benchmarks/vgg16_start.py` writes: features of all convolutions by float32 and by
 bfloat16, a forest of 50 trees on each; then head iii trained for 15 epochs on block5_pool of either
 precision, cached as float32 and as float16. Three seeds; the same images, batches and weights for all.
 """
 
 import argparse
+import contextlib
+import os
 import sys
 import tempfile
 import time
 from types import SimpleNamespace
 
 import numpy as np
-from measure import PHOTOGRAPHS, describe_machine, load_vgg19
+from measure import PHOTOGRAPHS, describe_machine
 
 EPOCHS, SEEDS = 15, (0, 1, 2)
 
@@ -29,14 +31,6 @@ def photographs(split, per_class):
     return [path for path, _ in chosen], np.array([n for _, n in chosen])
 
 
-def partly_pretrained(common, weights):
-    """VGG16 with head iii, its first seven convolutions those of an ImageNet-trained VGG19."""
-    model = common.build_model(224, 6, "iii")
-    weights.load_weights(model, "none", 0)
-    load_vgg19(model)
-    return model
-
-
 def accuracies(scores):
     """Percentages of each seed and their mean."""
     return f"{', '.join(f'{100 * s:.2f}' for s in scores)}; mean {100 * np.mean(scores):.2f}"
@@ -47,6 +41,8 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--per-class", type=int, default=80, help="default: %(default)s")
+    parser.add_argument("--image-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--weights", default="data/vgg16-start.h5", help="default: %(default)s")
     args = parser.parse_args()
     if not PHOTOGRAPHS.is_dir():
         sys.exit("There are no real photographs beside the repository, so there is nothing to measure.")
@@ -58,6 +54,12 @@ def main():
     from transfer.resume import Resume, best_epoch
 
     keras = common.import_keras()
+
+    def started(args, precision):
+        model = common.build_model(args.image_size, 6, "iii")
+        weights.load_weights(model, args.weights, 0)
+        return weights.with_precision(model, precision)
+
     from sklearn.ensemble import RandomForestClassifier
 
     print(describe_machine())
@@ -65,14 +67,16 @@ def main():
         splits = {}
         for split, count in (("train", args.per_class), ("val", 100)):
             paths, labels = photographs(split, count)
-            np.save(f"{folder}/{split}.npy", np.stack([decode_image(path, 224) for path in paths]))
+            np.save(
+                f"{folder}/{split}.npy", np.stack([decode_image(path, args.image_size) for path in paths])
+            )
             images = np.load(f"{folder}/{split}.npy", mmap_mode="r")
             splits[split] = SimpleNamespace(images=images, labels=labels)
         train, val = splits["train"], splits["val"]
-        print(f"TrashNet, {len(train.labels)} train, {len(val.labels)} val; VGG19 blocks 1-3\n")
+        print(f"TrashNet, {len(train.labels)} train, {len(val.labels)} val; {args.weights}\n")
         features = {}
         for precision in ("float32", "bfloat16"):
-            model = weights.with_precision(partly_pretrained(common, weights), precision)
+            model = started(args, precision)
             pooled, _ = common.pooled_model(model, common.convolutions(model))
             start = time.perf_counter()
             for name, split in splits.items():
@@ -94,11 +98,12 @@ def main():
             scores = []
             for seed in SEEDS:
                 keras.utils.set_random_seed(seed)
-                model = weights.with_precision(partly_pretrained(common, weights), precision)
+                model = started(args, precision)
                 with tempfile.TemporaryDirectory() as run:
                     resume = Resume.read(run)
                     step = Step("", (), 1e-4, EPOCHS, 32, seed)
-                    training.train_step(model, step, dataset, Kept(folder, dtype), resume)
+                    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                        training.train_step(model, step, dataset, Kept(folder, dtype), resume)
                     scores.append(best_epoch(resume.history)["val_accuracy"])
             print(f"  head iii, {precision} compute, {dtype} cache: {accuracies(scores)}")
 

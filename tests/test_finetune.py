@@ -83,19 +83,20 @@ def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path, narrow):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "layer", "cache_dtype", "tolerance"),
+    ("head", "blocks", "layer", "cache_dtype", "tolerance"),
     [
-        ((), "block5_pool", "float32", 2e-4),
-        (("block4", "block5"), "block3_pool", "float32", 2e-4),
-        pytest.param((), "block5_pool", "float16", 5e-3, marks=pytest.mark.slow),
+        ("iii", (), "block5_pool", "float32", 2e-4),
+        ("iii", ("block4", "block5"), "block3_pool", "float32", 2e-4),
+        ("layers", (), "features", "float32", 2e-4),
+        pytest.param("iii", (), "block5_pool", "float16", 5e-3, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("narrow")
 def test_training_on_cached_activations_equals_the_uncached_run(
-    tiny, tmp_path, blocks, layer, cache_dtype, tolerance
+    tiny, tmp_path, head, blocks, layer, cache_dtype, tolerance
 ):
     def losses(kept, folder):
-        model, dataset = make(tiny, tmp_path / "images", head="iii")
+        model, dataset = make(tiny, tmp_path / "images", head=head)
         planned = step(blocks, epochs=2, learning_rate=1e-4 if blocks else 1e-3)
         history = train(model, planned, dataset, folder, kept)
         return [(row["loss"], row["val_loss"]) for row in history], snapshot(model)
@@ -110,6 +111,17 @@ def test_training_on_cached_activations_equals_the_uncached_run(
     for name, arrays in plain_weights.items():
         for ours, theirs in zip(cached_weights[name], arrays):
             np.testing.assert_allclose(ours, theirs, atol=max(3e-4, tolerance))
+
+
+def test_the_layer_wise_head_sees_what_changes_in_any_block(tiny, tmp_path, narrow):
+    """Its frozen blocks give something to the head beside what they give to the next block."""
+    model, dataset = make(tiny, tmp_path / "images", head="layers")
+    before = snapshot(model)
+    train(model, step(("block4", "block5")), dataset, tmp_path / "run", Kept(str(tmp_path / "images")))
+    assert not list((tmp_path / "images").glob("*block3_pool*"))
+    head = {"batch_normalization", "predictions"}
+    blocks = {name for name in common.convolutions(model) if name.startswith(("block4", "block5"))}
+    assert changed(before, model) == head | blocks
 
 
 def test_activations_are_kept_only_where_there_is_room(tiny, tmp_path, narrow, monkeypatch, capsys):

@@ -153,7 +153,7 @@ def test_from_a_folder_of_photographs_to_a_confusion_matrix(classes, workdir, na
     (classes / "defaults.json").write_text(json.dumps({"image_size": 32, "weights": "none"}))
     flags = ("--data", classes, "--layers", "block3_conv3", "--classifier", "linear")
     script("random_forest", *flags)
-    run = "runs/walls-linear-none-block3_conv3-c0.01"
+    run = "runs/walls-linear-none-block3_conv3"
     script("test_model", "--run", run)
     out = capsys.readouterr().out
     assert "The study's rows" not in out

@@ -10,12 +10,13 @@ import pytest
 from conftest import MEDIUMS
 from PIL import Image
 
+from common import build_model
 from transfer import prediction, report
 from transfer.dataset import load_dataset
 from transfer.files import read_json
 from transfer.images import decode_image
 from transfer.screen import BadInput
-from transfer.weights import load_model
+from transfer.weights import load_model, load_weights
 
 NETWORK, FOREST = "runs/tiny-finetune-i-none", "runs/tiny-forest-none-all-trees12-leaf2"
 
@@ -115,6 +116,33 @@ def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, runs):
         chosen = (two @ w3 + b3).argmax()
         # the pool passes each channel's gradient to one of its four positions, so its mean is a quarter
         slopes = w1 @ ((w2 @ (w3[:, chosen] * (two > 0))) * (one > 0)) / 4
+        expected = np.maximum((activation * slopes).sum(axis=-1), 0)
+        assert found == pytest.approx(expected / max(expected.max(), 1e-12), abs=1e-3)
+
+
+def test_grad_cam_of_the_layer_wise_head_is_the_weighted_sum_too(tiny, narrow):
+    """An oracle: behind the last convolution there are its mean, batch normalisation and the softmax."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = build_model(32, 4, "layers")
+    load_weights(model, "none", 0)
+    rng = np.random.default_rng(0)
+    normalisation = model.get_layer("batch_normalization")
+    drawn = [np.abs(rng.normal(1, 0.2, array.shape)) for array in normalisation.get_weights()]
+    normalisation.set_weights(drawn)
+    images = np.stack([decode_image(tiny / "data_256" / f"test.{n}.0.jpeg", 32) for n in range(2)])
+    maps = prediction.grad_cam(model, images)
+    outputs = keras.Model(model.input, [model.get_layer("block5_conv3").output, model.output])
+    x = keras.applications.vgg16.preprocess_input(images.astype("float32"))
+    activations, probabilities = (np.asarray(a, "float64") for a in outputs.predict_on_batch(x))
+    count = activations.shape[-1]
+    gamma, _, _, variance = (array[-count:] for array in drawn)
+    scale = gamma / np.sqrt(variance + normalisation.epsilon)
+    weights = model.get_layer("predictions").get_weights()[0][-count:]
+    assert maps.max() == 1
+    for activation, probability, found in zip(activations, probabilities, maps):
+        slopes = scale * weights[:, probability.argmax()]
         expected = np.maximum((activation * slopes).sum(axis=-1), 0)
         assert found == pytest.approx(expected / max(expected.max(), 1e-12), abs=1e-3)
 

@@ -182,6 +182,7 @@ def grad_cam(model, images):
         tensors += [model.get_layer(f"{name}_mean").output for name in earlier]
     outputs = on_images(keras.Model(model.input, [*tensors, model.output])).predict_on_batch(images)
     activations, *means, probabilities = (np.asarray(output, "float32") for output in outputs)
+    means = [keras.ops.convert_to_tensor(mean) for mean in means]
     upper = keras.Model(tensors, model.output)
     chosen = keras.ops.one_hot(probabilities.argmax(axis=1), model.output_shape[-1])
     softmax = model.get_layer("predictions")
