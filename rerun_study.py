@@ -23,6 +23,7 @@ from transfer.runs import finished_runs, read_run
 from transfer.screen import BadInput, print_configuration, print_notice, print_table, run_script
 from transfer.study import CLAIMS, TEST_FIGURES, VAL_ACCURACY
 
+FOREST = ("random_forest.py", "--leaf", "2", "--trees", "50")
 # Run's name: its script and flags. A forest's "--model" is the run of that name; the others stand on the
 # original VGG16.
 COMMANDS = {
@@ -31,12 +32,8 @@ COMMANDS = {
     "stepped": ("finetune.py", "--head", "iii", "--unfreeze", "stepped", "--final-augment"),
     "all-augment": ("finetune.py", "--head", "iii", "--unfreeze", "all", "--augment"),
     "forests": ("random_forest.py", "--grid"),
-    "forest-on-all-augment": (
-        *("random_forest.py", "--leaf", "2", "--trees", "50"),
-        "--model",
-        "all-augment",
-    ),
-    "forest-on-stepped": (*("random_forest.py", "--leaf", "2", "--trees", "50"), "--model", "stepped"),
+    "forest-on-all-augment": (*FOREST, "--model", "all-augment"),
+    "forest-on-stepped": (*FOREST, "--model", "stepped"),
 }
 FINE_TUNED = {  # the row of the forest on each fine-tuned network
     "forest-on-all-augment": "forest on: all unfrozen, augmentation",
