@@ -129,7 +129,8 @@ def test(args, runs):
         )
     if args.image_size not in (None, run.image_size):
         raise BadInput(f"{run.folder} takes images of {run.image_size} pixels; leave --image-size out.")
-    out, figures = test_run(args, dataset, run)
+    out = Path(args.out or test_folder(dataset, run))
+    figures = test_run(args, dataset, run, out)
     print()
     print_report(figures, dataset)
     print()
@@ -139,14 +140,14 @@ def test(args, runs):
     print(f"Next: open the confusion matrix: which classes are taken for which{explain}")
 
 
-def test_folder(args, dataset, run):
-    """Where the test of a run on this dataset is recorded."""
+def test_folder(dataset, run):
+    """Where the test of a run on this dataset is recorded where nothing else is asked for."""
     same = run.fingerprint == dataset.fingerprint
-    return Path(args.out or run.folder / ("test" if same else f"test-{dataset.fingerprint[:8]}"))
+    return run.folder / ("test" if same else f"test-{dataset.fingerprint[:8]}")
 
 
-def test_run(args, dataset, run):
-    """Test a run and write its report; returns its folder and the figures."""
+def test_run(args, dataset, run, out):
+    """Test a run and write its report into the folder `out`; returns the figures."""
     batch_size = args.batch_size or dataset.defaults["batch_size"]
     print(
         f"Testing {run.folder} on {len(dataset.splits['test'].files)} images of the test split", flush=True
@@ -162,12 +163,11 @@ def test_run(args, dataset, run):
     evaluated = evaluate(dataset, predictions)
     check_supports(dataset, "test", evaluated[2], args.skip_unreadable)
     skipped = [file for file in dataset.splits["test"].files.tolist() if file not in predictions]
-    out = test_folder(args, dataset, run)
     with locked(out / LOCK):
         write_report(out, run, dataset, evaluated, skipped_images=skipped, flips=flips)
         if args.explain:
             explain_test(out, run, dataset, evaluated, network)
-    return out, evaluated[0]
+    return evaluated[0]
 
 
 def compare(args):
@@ -181,13 +181,14 @@ def compare(args):
     print_notice(dataset.notice)
     answers = []
     for run in (first, second):
-        predictions = test_folder(args, dataset, run) / "predictions.csv"
-        if not predictions.exists():
-            test_run(args, dataset, run)
-        answers.append(read_answers(predictions))
+        tested = test_folder(dataset, run)
+        if not (tested / "predictions.csv").exists():
+            test_run(args, dataset, run, tested)
+        answers.append(read_answers(tested / "predictions.csv"))
     accuracies, rows = compare_answers(*answers, dataset.labels)
     name = f"compared-with-{second.folder.name}.csv"
-    out = test_folder(args, dataset, first) / name
+    out = Path(args.out or test_folder(dataset, first)) / name
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_csv(out, [{**row, "dataset": dataset.name} for row in rows])
     print()
     print_comparison([str(first.folder), str(second.folder)], accuracies, rows)
