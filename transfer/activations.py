@@ -44,7 +44,7 @@ def trained_part(model, step, dataset, kept):
 
 def keep_activations(lower, boundary, images, batch_size, kept):
     """{split: what `lower`, whose last layer is `boundary`, gives for its images}, computed where it is not
-    there yet; None where there is no room."""
+    there yet; None where there is no room (where several workers share it out: BadInput)."""
     # keyed by the decoded images' own key (files, image size), the layer, the precision and the weights
     key = f"{boundary}-{precision_of(lower)}-{kept.dtype}-{weights_digest(lower, convolutions(lower))[:16]}"
     files = {
@@ -56,12 +56,12 @@ def keep_activations(lower, boundary, images, batch_size, kept):
         )
         for split, array in images.items()
     }
-    if not there_is_room(boundary, files.values(), kept.folder):
+    share = current_share()
+    # several workers must do the same, but each would see another free space while the others write
+    if share.workers == 1 and not there_is_room(boundary, files.values(), kept.folder):
         return None
     return {
-        split: make_array_together(
-            file, outputs_of(lower, images[split], batch_size), batch_size, current_share()
-        )
+        split: make_array_together(file, outputs_of(lower, images[split], batch_size), batch_size, share)
         for split, file in files.items()
     }
 
