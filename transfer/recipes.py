@@ -1,7 +1,7 @@
 """How a network is trained: steps with all their settings, and the flags and recipes that they come from.
 
-Head and schedule of the strong recipe were chosen on real photographs (docs/better.md). The other
-ingredients did not help there; their flags stay so that the comparison can be rerun on other pictures.
+Head, steps and schedule of the strong recipe were chosen on real photographs (docs/better.md). The flags of
+the other ingredients stay so that benchmarks/recipe.py can compare them.
 """
 
 import argparse
