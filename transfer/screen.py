@@ -36,9 +36,9 @@ def run_script(main):
         sys.stdout.flush()
         os._exit(2)  # HDF5 crashes where it closes a file, at exit, that a full disk did not take
     except KeyboardInterrupt:
-        sys.exit(
-            report_failure(f"\n{script}: interrupted; the same command goes on where it stopped.", 130)
-        )
+        report_failure(f"\n{script}: interrupted; the same command goes on where it stopped.", 130)
+        sys.stdout.flush()
+        os._exit(130)  # an engine's threads may still be at work, and abort at exit
 
 
 def report_failure(message, status):
