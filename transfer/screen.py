@@ -1,6 +1,7 @@
 """What is printed: one sentence for bad input, the configuration, tables, how far long work is."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,13 @@ class WorkerLost(BadInput):
 def run_script(main):
     """Call `main`; bad input ends with one sentence and status 2, Ctrl-C with status 130."""
     script = Path(sys.argv[0]).name
+
+    def stop(*_):  # at once: an exception that meets an engine's own code aborts the process
+        report_failure(f"\n{script}: interrupted; the same command goes on where it stopped.", 130)
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
+        signal.signal(signal.SIGINT, stop)
     try:
         main()
     except WorkerLost as error:
@@ -35,10 +43,6 @@ def run_script(main):
         report_failure(f"{script}: error: cannot use{where}: {reason}; {mend}.", 2)
         sys.stdout.flush()
         os._exit(2)  # HDF5 crashes where it closes a file, at exit, that a full disk did not take
-    except KeyboardInterrupt:
-        report_failure(f"\n{script}: interrupted; the same command goes on where it stopped.", 130)
-        sys.stdout.flush()
-        os._exit(130)  # an engine's threads may still be at work, and abort at exit
 
 
 def report_failure(message, status):
