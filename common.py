@@ -244,14 +244,18 @@ def outputs_of(model, images, batch_size):
     share = current_share()
     if share.workers > 1:  # each computes what it is asked for alone, with weights of its own
         weights, share = model.get_weights(), Share()
-        model = on_own_device(lambda: on_images(keras.models.clone_model(model)))()
-        on_own_device(model.set_weights)(weights)
-        predict = on_own_device(model.predict_on_batch)
+
+        def build():
+            copy = keras.models.clone_model(model)
+            copy.set_weights(weights)
+            return on_images(copy)
+
+        predict = on_own_device(on_own_device(build)().predict_on_batch)
     else:
-        model = on_images(model)
-        predict = model.predict_on_batch
+        network = on_images(model)
+        predict = network.predict_on_batch
         if share.replicas > 1:  # that would not share the batch out
-            predict = functools.partial(model.predict, batch_size=batch_size, verbose=0)
+            predict = functools.partial(network.predict, batch_size=batch_size, verbose=0)
     source = Batches(images, np.zeros(len(images), "int64"), batch_size, share=share)
 
     def produce(start, stop):
@@ -346,6 +350,11 @@ def convolutions(model):
     import keras
 
     return [layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+
+
+def reads_every_layer(model):
+    """Whether the head of `model` takes something of every convolution (head "layers")."""
+    return any(layer.name == "features" for layer in model.layers)
 
 
 def set_trainable(model, blocks):

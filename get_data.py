@@ -13,7 +13,7 @@ from pathlib import Path
 from common import natural, positive, script_parser
 from transfer.dataset import DEFAULT_DATA, DEMO_DATA, load_dataset
 from transfer.demo import DEMO_TRAIN, write_demo
-from transfer.files import locked
+from transfer.files import lock_of, locked
 from transfer.screen import BadInput, print_notice, run_script
 
 MAME_URL = "https://storage.hpai.bsc.es/mame-dataset"
@@ -122,7 +122,7 @@ def main(argv=None):
     args = parse_args(argv)
     if args.what == "mame":
         root = Path(args.data or DEFAULT_DATA)
-        with locked(root.with_name(f".{root.name}.lock")):
+        with locked(lock_of(root)):
             fetch_mame(root, args.url)
     else:
         root = write_demo(args.data or DEMO_DATA, args.seed, args.per_class / DEMO_TRAIN)

@@ -18,7 +18,6 @@ import numpy as np
 from measure import describe_machine
 
 SIZE = {"n_estimators": 50, "min_samples_leaf": 2, "n_jobs": -1}
-LINEAR_SETTINGS = {"max_iter": 500, "tol": 1e-4}
 
 
 def forests(seed, libraries):
@@ -56,7 +55,10 @@ def linear_classifiers():
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
     from sklearn.svm import LinearSVC
 
-    found = {f"logistic, C {c:g}": LogisticRegression(C=c, **LINEAR_SETTINGS) for c in (0.01, 0.1)}
+    from transfer.classifiers import LINEAR_ITERATIONS, LINEAR_TOLERANCE
+
+    limits = {"max_iter": LINEAR_ITERATIONS, "tol": LINEAR_TOLERANCE}
+    found = {f"logistic, C {c:g}": LogisticRegression(C=c, **limits) for c in (0.01, 0.1)}
     return found | {
         "linear SVM, C 0.001": LinearSVC(C=1e-3),
         "ridge, alpha 1000": RidgeClassifier(alpha=1e3),

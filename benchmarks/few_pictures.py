@@ -14,9 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from measure import describe_machine
-from recipe import COMPUTED, RATES, call
-
-from transfer.files import read_json
+from recipe import COMPUTED, RATES, test_accuracy
 
 EPOCHS = {10: (60, 30), 30: (30, 20), 100: (10, 6)}  # photographs a class: epochs of the head, and after it
 FOREST = ("random_forest.py", "--leaf", "2", "--trees", "50")
@@ -65,13 +63,9 @@ def main():
             link_photographs(args.data, folder, count)
             for row, (script, *flags) in commands(count, args.weights).items():
                 run = Path("runs/few") / f"{folder.name}-{row}-seed-{seed}"
-                report = run / "test" / "metrics.json"
-                if not report.exists():
-                    if not (run / "metrics.json").exists():
-                        call(script, "--data", folder, "--seed", seed, "--out", run, *flags)
-                    call("test_model.py", "--run", run)
-                figures.setdefault((count, row), []).append(100 * read_json(report)["accuracy"])
-                print(f"  {count} a class, seed {seed}: {figures[count, row][-1]:.2f}  {row}", flush=True)
+                found = test_accuracy(run, script, "--data", folder, "--seed", seed, *flags)
+                figures.setdefault((count, row), []).append(found)
+                print(f"  {count} a class, seed {seed}: {found:.2f}  {row}", flush=True)
     print(f"\n{args.data.name}: test accuracy in percent of seeds {args.seeds}; mean +- standard error")
     for (count, row), found in figures.items():
         error = f" +- {stdev(found) / len(found) ** 0.5:.2f}" if len(found) > 1 else ""

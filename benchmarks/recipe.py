@@ -42,13 +42,12 @@ def call(script, *flags):
         sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
 
 
-def test_accuracy(run, data, seed, flags, args):
-    """Accuracy on the test split of the training in the folder `run`, done first where it is not yet."""
+def test_accuracy(run, script, *flags):
+    """Accuracy in percent on the test split of the run in `run`, which is made first where it is not there."""
     report = run / "test" / "metrics.json"
     if not report.exists():
         if not (run / "metrics.json").exists():
-            shared = ("--data", data, "--weights", args.weights, "--seed", seed, "--out", run)
-            call("finetune.py", *shared, *COMPUTED, *RATES, "--epochs", 10, *flags)  # the last one counts
+            call(script, *flags, "--out", run)
         call("test_model.py", "--run", run)
     return 100 * read_json(report)["accuracy"]
 
@@ -70,7 +69,9 @@ def main():
         for seed in args.seeds:
             for row in args.rows:
                 run = args.out / f"{name}-{row}-seed-{seed}"
-                found = test_accuracy(run, data, seed, ROWS[row].split(), args)
+                flags = ("--data", data, "--weights", args.weights, "--seed", seed, *COMPUTED, *RATES)
+                flags += ("--epochs", 10, *ROWS[row].split())
+                found = test_accuracy(run, "finetune.py", *flags)
                 figures.setdefault((name, row), []).append(found)
                 print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
     print(f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import convolutions, outputs_of, split_model
+from common import convolutions, outputs_of, reads_every_layer, split_model
 from transfer.devices import current_share
 from transfer.files import ArrayFile, existing_folder, make_array_together
 from transfer.weights import precision_of, weights_digest
@@ -71,7 +71,7 @@ def last_constant_layer(model, step):
     where there is none."""
     if step.augmentation != "none" or "block1" in step.blocks:
         return None
-    if any(layer.name == "features" for layer in model.layers):  # the head takes something of every block
+    if reads_every_layer(model):
         return None if step.blocks else "features"
     return f"block{5 - len(step.blocks)}_pool"  # a strategy unfreezes the last blocks
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.files import locked
+from transfer.files import lock_of, locked
 from transfer.folders import SPLITS
 from transfer.screen import BadInput, progress
 
@@ -251,7 +251,7 @@ def write_demo(root, seed=0, scale=1.0):
     """Draw the demo dataset into the new folder `root`; BadInput where it is there already."""
     root = Path(root)
     part = root.with_name(f"{root.name}.part")
-    with locked(root.with_name(f".{root.name}.lock")):
+    with locked(lock_of(root)):
         if root.exists():
             raise BadInput(f"{root} is there already; delete it, or name another folder with --data.")
         shutil.rmtree(part, ignore_errors=True)  # of a drawing that was interrupted

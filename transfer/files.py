@@ -151,7 +151,7 @@ def locked(path):
 
 
 def lock_of(path):
-    """The lock file of one file."""
+    """The lock file of one file or folder: hidden, beside it."""
     return path.with_name(f".{path.name}.lock")
 
 

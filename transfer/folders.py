@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.files import locked, read_csv, write_csv
+from transfer.files import lock_of, locked, read_csv, write_csv
 from transfer.images import file_stamp
 from transfer.screen import BadInput
 
@@ -114,7 +114,7 @@ def split_pictures(root, pictures, seed):
     for path in dict.fromkeys((root / RECORD, record)):
         recorded |= read_record(path)
     if set(pictures) - set(recorded):
-        lock = record.with_name(f".{record.name}.lock")
+        lock = lock_of(record)
         with locked(lock):
             recorded |= read_record(record)  # another command may just have drawn it
             drawn = draw_split(root, pictures, recorded, seed)

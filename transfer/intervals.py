@@ -16,6 +16,11 @@ def wilson(right, count):
     return float(interval.low), float(interval.high)
 
 
+def interval_of(accuracy, count):
+    """`wilson` of an accuracy, a fraction, on so many images."""
+    return wilson(round(accuracy * count), count)
+
+
 def bootstrap(statistic, true, predicted, seed=0):
     """95% interval of statistic(true, predicted), by the percentiles of resampled images (Efron 1979).
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import convolutions, import_keras, pooled_model, select_layers
+from common import convolutions, import_keras, pooled_model, reads_every_layer, select_layers
 from transfer.classifiers import load_pipeline, pipeline_probabilities
 from transfer.features import Source, build_network, take_layers
 from transfer.files import write_atomically, write_csv
@@ -178,7 +178,7 @@ def grad_cam(model, images):
 
     *earlier, last = convolutions(model)
     tensors = [model.get_layer(last).output]
-    if any(layer.name == "features" for layer in model.layers):  # the head takes something of each
+    if reads_every_layer(model):
         tensors += [model.get_layer(f"{name}_mean").output for name in earlier]
     outputs = on_images(keras.Model(model.input, [*tensors, model.output])).predict_on_batch(images)
     activations, *means, probabilities = (np.asarray(output, "float32") for output in outputs)

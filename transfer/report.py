@@ -6,7 +6,7 @@ from transfer.classifiers import load_pipeline
 from transfer.features import is_original
 from transfer.files import read_csv, write_csv, write_json
 from transfer.images import decode_image
-from transfer.intervals import bootstrap, f1_and_averages, mcnemar, wilson
+from transfer.intervals import bootstrap, f1_and_averages, interval_of, mcnemar
 from transfer.plots import (
     GALLERY_COLUMNS,
     GALLERY_ROWS,
@@ -48,7 +48,7 @@ def print_runs(runs, dataset):
             study = " / ".join(f"{percentage:.2f}%" for _, percentage, _ in study_rows(run))
             figures = (percent(run.metrics["accuracy"]), percent(run.metrics["val_accuracy"]))
             images = run.config["dataset"]["images"]["val"]
-            interval = wilson(round(run.metrics["val_accuracy"] * images), images)
+            interval = interval_of(run.metrics["val_accuracy"], images)
             name = run.config["dataset"]["name"]
             rows.append((run.folder, name, *figures, span(interval), study or "-"))
         print_table(("run", "dataset", "accuracy", "val accuracy", "95% interval", "study, MAMe"), rows)
@@ -127,21 +127,19 @@ def intervals(figures, true, predicted, classes):
     """95% intervals of the figures of `evaluate`: Wilson's of accuracies, bootstrapped ones of f1 and the
     balanced accuracy."""
 
-    def of_share(share, count):
-        return wilson(round(share * count), count)
-
     low, high = bootstrap(lambda *drawn: f1_and_averages(*drawn, classes), true, predicted)
     *f1, macro, weighted, balanced = zip(low.tolist(), high.tolist())
     top = f"top_{TOP}_accuracy"
     return {
-        "accuracy": of_share(figures["accuracy"], len(true)),
+        "accuracy": interval_of(figures["accuracy"], len(true)),
         "balanced_accuracy": balanced,
-        top: of_share(figures[top], len(true)),
+        top: interval_of(figures[top], len(true)),
         "macro avg f1-score": macro,
         "weighted avg f1-score": weighted,
         "classes f1-score": dict(zip(figures["classes"], f1)),
         "museums": {
-            museum: of_share(row["accuracy"], row["support"]) for museum, row in figures["museums"].items()
+            museum: interval_of(row["accuracy"], row["support"])
+            for museum, row in figures["museums"].items()
         },
     }
 
@@ -237,7 +235,7 @@ def print_comparison(names, accuracies, rows):
     """What `compare_answers` found, the classes that differ most first."""
     total, *classes = rows
     for name, accuracy in zip(names, accuracies):
-        sure = wilson(round(accuracy * total["images"]), total["images"])
+        sure = interval_of(accuracy, total["images"])
         print(f"  {name}: {percent(accuracy)} ({span(sure)}) of {total['images']} images")
     classes.sort(key=lambda row: (row["p"], -abs(row["first_alone"] - row["second_alone"])))
     print_table(
