@@ -43,7 +43,7 @@ def call(script, *flags):
 
 
 def test_accuracy(run, script, *flags):
-    """Accuracy in percent on the test split of the run in `run`, which is made first where it is not there."""
+    """Accuracy in percent on the test split of the run in `run`, made first where it is not there."""
     report = run / "test" / "metrics.json"
     if not report.exists():
         if not (run / "metrics.json").exists():
