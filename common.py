@@ -403,6 +403,7 @@ def training_callbacks(checkpoint, done=(), average_weights=False):
         save_weights_only=True,
         initial_value_threshold=max((row["val_accuracy"] for row in done), default=None),
     )
+    kept.async_safe = True  # it acts at the end of epochs, so no batch's loss need be waited for
     return [stopping, kept]
 
 

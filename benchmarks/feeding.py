@@ -1,21 +1,26 @@
 """Is a fast device kept busy? One that only waits, as long as a GPU that takes 2,000 images a second would.
 
-    python benchmarks/feeding.py
+    KERAS_BACKEND=tensorflow python benchmarks/feeding.py       (or jax, or torch)
 
 An epoch of 20,300 images of 224x224 (drawn ones, repeated from 1,024 on disk), augmented and not, through
-`fitting.Feed` and Keras' own `fit` on TensorFlow. Busy is the time for which the device waits, a share of
-the epoch: from the start of `fit` to its end, the first batch included. 'the loop alone' is the same with
-batches of two numbers that are there already: what Keras itself takes between two steps.
+`fitting.Feed` and Keras' own `fit`, with the callback that shows how far it is. Busy is the time for which
+the device waits, a share of the epoch: from the start of `fit` to its end, the first batch included. On JAX
+and PyTorch the device takes steps into its stream, at most 32, as a GPU does, and who asks for a loss waits;
+on TensorFlow each step takes its time within the compiled function. 'Every batch looked at' is what Keras
+does where a callback acts after batches (ModelCheckpoint counts as one), and always on TensorFlow.
 """
 
 import argparse
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from measure import describe_machine, spread
 
 IMAGES, STORED, SIZE = 20_300, 1_024, 224
+IN_FLIGHT = 32  # steps that a device's stream takes before the next one has to wait
 
 
 class Repeated:
@@ -31,18 +36,71 @@ class Repeated:
         return self.images[rows % len(self.images)]
 
 
-def waiting_device(keras, rate):
-    """A Keras model on TensorFlow that takes batches and waits."""
+class Device:
+    """A stream of steps that are waited for, one after the other."""
+
+    def __init__(self, rate):
+        self.rate, self.busy = rate, 0.0
+        self.stream, self.room = ThreadPoolExecutor(1), threading.Semaphore(IN_FLIGHT)
+
+    def wait(self, images):
+        seconds = images / self.rate
+        time.sleep(seconds)
+        self.busy += seconds
+        return np.float32(0)
+
+    def enqueue(self, images):
+        """A step on so many images; returns its Loss at once, if there is room for it."""
+        self.room.acquire()
+        step = self.stream.submit(self.wait, images)
+        step.add_done_callback(lambda _: self.room.release())
+        return Loss(step)
+
+
+class Loss:
+    """What a step of a Device gives; to read it takes until the step is done."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __float__(self):
+        return float(self.step.result())
+
+
+def waiting_model(keras, device):
+    """A Keras model whose steps are those of `device`."""
+
+    def count(batch):
+        x = batch[0]
+        return (x[0] if isinstance(x, (tuple, list)) else x).shape[0]
 
     class Waiting(keras.Model):
-        waited = 0.0
+        def __init__(self):
+            super().__init__()
+            self.built = True
 
-        def train_step(self, batch):
-            x, _ = batch
-            seconds = len(x[0] if isinstance(x, tuple) else x) / rate
-            time.sleep(seconds)
-            self.waited += seconds
-            return {"loss": 0.0}
+        if keras.backend.backend() == "tensorflow":
+
+            def train_step(self, batch):
+                import tensorflow
+
+                x = batch[0]
+                images = tensorflow.shape(x[0] if isinstance(x, tuple) else x)[0]
+                loss = tensorflow.numpy_function(device.wait, [images], "float32")
+                return {"loss": tensorflow.ensure_shape(loss, [])}
+
+        elif keras.backend.backend() == "jax":
+
+            def make_train_function(self, force=False):
+                self.train_function = lambda state, batches: (
+                    {"loss": device.enqueue(count(next(batches)))},
+                    state,
+                )
+
+        else:
+
+            def make_train_function(self, force=False):
+                self.train_function = lambda data: {"loss": device.enqueue(count(data[0]))}
 
     return Waiting()
 
@@ -59,34 +117,33 @@ def main():
     from transfer.study import AUGMENTATION
 
     keras = common.import_keras()
-    import tensorflow
+    from transfer.devices import STEPS_AT_ONCE
+    from transfer.fitting import Feed, ProgressLines
 
-    from transfer.fitting import Feed
-
-    print(f"{describe_machine()}\n{IMAGES} images, batches of {args.batch_size}, {args.rate} a second")
+    backend = keras.backend.backend()
+    at_once = STEPS_AT_ONCE if backend == "tensorflow" else 1
+    print(f"{describe_machine()}\n{backend}: batches of {args.batch_size}, {args.rate} images a second")
+    rows = {
+        "every batch looked at, augmented": (AUGMENTATION, 1, False),
+        "as a run trains": (None, at_once, True),
+        "as a run trains, augmented": (AUGMENTATION, at_once, True),
+    }
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
         np.save(f"{folder}/images.npy", rng.integers(0, 256, (STORED, SIZE, SIZE, 3), "uint8"))
         images, labels = Repeated(f"{folder}/images.npy", IMAGES), np.zeros(IMAGES, "int64")
-
-        def batches(augment):
-            return Feed(common.Batches(images, labels, args.batch_size, seed=0, augment=augment))
-
-        count = -(-IMAGES // args.batch_size)
-        small = np.zeros((args.batch_size, 2), "uint8"), np.zeros(args.batch_size, "int64")
-        sources = {
-            "the loop alone": lambda: tensorflow.data.Dataset.from_tensors(small).repeat(count),
-            "plain": lambda: batches(None),
-            "augmented": lambda: batches(AUGMENTATION),
-        }
-        for name, source in sources.items():
+        for name, (augment, steps, safe) in rows.items():
             shares = []
             for _ in range(args.rounds):
-                device = waiting_device(keras, args.rate)
-                device.compile(run_eagerly=True)
+                device = Device(args.rate)
+                model = waiting_model(keras, device)
+                model.compile(jit_compile=False, steps_per_execution=steps)
+                batches = common.Batches(images, labels, args.batch_size, seed=0, augment=augment)
+                lines = ProgressLines(batches)
+                lines.async_safe = safe
                 start = time.perf_counter()
-                device.fit(source(), verbose=0, shuffle=False)
-                shares.append(100 * device.waited / (time.perf_counter() - start))
+                model.fit(Feed(batches), verbose=0, shuffle=False, callbacks=[lines])
+                shares.append(100 * device.busy / (time.perf_counter() - start))
             print(f"  {name}: busy {spread(shares)}% of the time", flush=True)
 
 

@@ -180,6 +180,49 @@ def test_a_log_file_gets_a_line_now_and_then_within_an_epoch(tiny, tmp_path, nar
     assert re.search(r"^epoch 1: 16 of 32 images, .*images/s, .* left$", errors, re.MULTILINE)
 
 
+def test_no_callback_makes_keras_wait_for_the_loss_of_each_batch(tiny, tmp_path, narrow, monkeypatch):
+    fit, given = keras.Model.fit, []
+
+    def look(model, *args, callbacks, **settings):
+        given.extend(callbacks)
+        return fit(model, *args, callbacks=callbacks, **settings)
+
+    monkeypatch.setattr(keras.Model, "fit", look)
+    model, dataset = make(tiny, tmp_path, head="gap")
+    train(model, step(), dataset, tmp_path / "run")
+    looking = [
+        callback
+        for callback in given
+        if type(callback).on_train_batch_end is not keras.callbacks.Callback.on_train_batch_end
+    ]
+    assert {type(callback).__name__ for callback in looking} == {"ModelCheckpoint", "ProgressLines"}
+    assert all(callback.async_safe for callback in looking)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("settings", [{}, {"blocks": ("block5",), "augmentation": "study"}])
+def test_several_steps_at_once_train_the_same(tiny, tmp_path, monkeypatch, capsys, settings):
+    monkeypatch.setattr("transfer.screen.LINE_EVERY", 0)
+    monkeypatch.setattr("transfer.screen.SHOWN_AFTER", 0)
+
+    def trained(folder):
+        model, dataset = make(tiny, tmp_path / "images", head="gap")
+        history = train(model, step(batch_size=5, epochs=2, **settings), dataset, folder)
+        lines = re.findall(r"epoch 2: (\d+) of 32 images", capsys.readouterr().err)
+        return history, snapshot(model), {int(count) for count in lines}
+
+    history, arrays, seen = trained(tmp_path / "single")
+    assert {5, 10, 15} <= seen
+    monkeypatch.setattr("transfer.devices.STEPS_AT_ONCE", 3)
+    monkeypatch.setattr("transfer.devices.accelerators", lambda backend: ["a GPU"])
+    history_at_once, arrays_at_once, seen = trained(tmp_path / "at-once")
+    assert seen - {0} == {15, 30, 32}  # of seven batches; Keras looked after three, six and all
+    assert history_at_once == history
+    for name, of_layer in arrays.items():
+        for one, other in zip(arrays_at_once[name], of_layer):
+            np.testing.assert_array_equal(one, other)
+
+
 # Scripts ----------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ JAX_VARIABLES = tuple(
     f"KERAS_DISTRIBUTION_{name}" for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
 )
 
+STEPS_AT_ONCE = 50  # of training on a GPU by TensorFlow: about a second
 NO_ENGINE = "Keras shares no work out on {}; use KERAS_BACKEND=tensorflow or KERAS_BACKEND=jax."
 
 
@@ -281,6 +282,18 @@ def on_own_device(function):
             keras.distribution.set_distribution(distribution)
 
     return call
+
+
+def steps_at_once(share):
+    """How many batches Keras trains on between two looks at the loss: its `steps_per_execution`.
+
+    On TensorFlow each look waits for the device, which then idles until the next batch is there; the other
+    backends look on while the device goes on. On a CPU a step may take seconds and nothing is gained, and
+    over several devices Keras' loop of steps fails.
+    """
+    backend = sys.modules["keras"].backend.backend()
+    alone = share.replicas == 1
+    return STEPS_AT_ONCE if backend == "tensorflow" and alone and accelerators(backend) else 1
 
 
 def feeds_whole_batches():

@@ -104,6 +104,8 @@ class ShowHistory(keras.callbacks.Callback):
 class ProgressLines(keras.callbacks.Callback):
     """Within an epoch, a line now and then where the output is no terminal: images a second, time left."""
 
+    async_safe = True  # Keras need not wait for a batch's loss to call it
+
     def __init__(self, batches):
         super().__init__()
         self.images, self.batch_size = len(batches.labels), batches.batch_size
@@ -112,7 +114,7 @@ class ProgressLines(keras.callbacks.Callback):
         self.bar = progress(None, f"epoch {epoch + 1}", self.images, " images")
 
     def on_train_batch_end(self, batch, logs=None):
-        self.bar.update(min(self.batch_size, self.images - self.bar.n))
+        self.bar.update(max(0, min((batch + 1) * self.batch_size, self.images) - self.bar.n))
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from common import Batches, build_model, convolutions, import_keras, set_trainable, training_callbacks
 from transfer.activations import Kept, trained_part
-from transfer.devices import current_share, distributed, watching_workers
+from transfer.devices import current_share, distributed, steps_at_once, watching_workers
 from transfer.files import check_space, replace_with_checksum, write_json
 from transfer.images import load_images
 from transfer.recipes import AUGMENTATIONS, new_optimizer
@@ -132,7 +132,7 @@ def compile_step(model, step, updates, share):
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=step.label_smoothing)
     # where batches are filled up for several devices, what fills them has no weight
     metrics = {"weighted_metrics" if share.replicas > 1 else "metrics": ["accuracy"]}
-    model.compile(new_optimizer(step, updates), loss, **metrics)
+    model.compile(new_optimizer(step, updates), loss, steps_per_execution=steps_at_once(share), **metrics)
     model.optimizer.build(model.trainable_variables)
 
 
