@@ -4,8 +4,8 @@
 
 An epoch of 20,300 images of 224x224 (drawn ones, repeated from 1,024 on disk), augmented and not, through
 `fitting.Feed` and Keras' own `fit`, with the callback that shows how far it is. Busy is the time for which
-the device waits, a share of the epoch: from the start of `fit` to its end, the first batch included. On JAX
-and PyTorch the device takes steps into its stream, at most 32, as a GPU does, and who asks for a loss waits;
+the device waits, a share of the epoch: from the start of `fit` to its end, the first batch included. On
+JAX and PyTorch it takes steps into its stream, at most 32, as a GPU does, and who asks for a loss waits;
 on TensorFlow each step takes its time within the compiled function. 'Every batch looked at' is what Keras
 does where a callback acts after batches (ModelCheckpoint counts as one), and always on TensorFlow.
 """
