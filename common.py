@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -225,6 +226,19 @@ class Batches:
         return x, y[own], counts[own]
 
 
+class OneAhead:
+    """make(0), make(1) ... up to `count`: a thread makes the next one while one is used."""
+
+    def __init__(self, make, count):
+        self.make, self.count, self.thread, self.ahead = make, count, ThreadPoolExecutor(1), {}
+
+    def __getitem__(self, index):
+        item = self.ahead.pop(index, None) or self.thread.submit(self.make, index)
+        if index + 1 < self.count:
+            self.ahead = {index + 1: self.thread.submit(self.make, index + 1)}
+        return item.result()
+
+
 @functools.lru_cache(maxsize=4)
 def order_of_rows(count, seed, epoch):
     """The order in which `count` rows come in an epoch: int64 (count,); as they are where seed is None."""
@@ -258,8 +272,14 @@ def outputs_of(model, images, batch_size):
             predict = functools.partial(network.predict, batch_size=batch_size, verbose=0)
     source = Batches(images, np.zeros(len(images), "int64"), batch_size, share=share)
 
+    def fetch(index):
+        batch, _, *_ = source[index]
+        return batch if share.replicas > 1 else keras.ops.convert_to_tensor(batch)  # on the device already
+
+    batches = OneAhead(fetch, len(source))
+
     def produce(start, stop):
-        return np.asarray(predict(source[start // batch_size][0]), "float32")[: stop - start]
+        return np.asarray(predict(batches[start // batch_size]), "float32")[: stop - start]
 
     return produce
 

@@ -2,12 +2,13 @@
 
     KERAS_BACKEND=tensorflow python benchmarks/feeding.py       (or jax, or torch)
 
-An epoch of 20,300 images of 224x224 (drawn ones, repeated from 1,024 on disk), augmented and not, through
+An epoch of 20,300 images of 224x224 (drawn ones, repeated from 4,096 on disk), augmented and not, through
 `fitting.Feed` and Keras' own `fit`, with the callback that shows how far it is. Busy is the time for which
 the device waits, a share of the epoch: from the start of `fit` to its end, the first batch included. On
 JAX and PyTorch it takes steps into its stream, at most 32, as a GPU does, and who asks for a loss waits;
 on TensorFlow each step takes its time within the compiled function. 'Every batch looked at' is what Keras
 does where a callback acts after batches (ModelCheckpoint counts as one), and always on TensorFlow.
+Then the same device where features and frozen activations are computed and written to disk.
 """
 
 import argparse
@@ -15,11 +16,12 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from measure import describe_machine, spread
 
-IMAGES, STORED, SIZE = 20_300, 1_024, 224
+IMAGES, STORED, SIZE = 20_300, 4_096, 224
 IN_FLIGHT = 32  # steps that a device's stream takes before the next one has to wait
 
 
@@ -105,6 +107,30 @@ def waiting_model(keras, device):
     return Waiting()
 
 
+def extraction(keras, device, images, width, folder, batch_size):
+    """Seconds in which `width` values of each image are computed by `device` and stored."""
+    import common
+    from transfer.files import ArrayFile, make_array
+
+    values = np.random.default_rng(0).random((batch_size, width), "float32")
+
+    def predict_on_batch(model, x):
+        device.wait(len(x))
+        return values[: len(x)].copy()
+
+    x = keras.Input(images.shape[1:])
+    model, kept = keras.Model(x, x), keras.Model.predict_on_batch
+    keras.Model.predict_on_batch = predict_on_batch
+    file = ArrayFile(Path(folder) / "values.npy", (len(images), width), "float32", "extraction")
+    start = time.perf_counter()
+    try:
+        make_array(file, common.outputs_of(model, images, batch_size), batch_size)
+    finally:
+        keras.Model.predict_on_batch = kept
+        file.path.unlink(missing_ok=True)
+    return time.perf_counter() - start
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,6 +170,14 @@ def main():
                 start = time.perf_counter()
                 model.fit(Feed(batches), verbose=0, shuffle=False, callbacks=[lines])
                 shares.append(100 * device.busy / (time.perf_counter() - start))
+            print(f"  {name}: busy {spread(shares)}% of the time", flush=True)
+        stored = np.load(f"{folder}/images.npy", mmap_mode="r")
+        for name, width in (("extraction of features", 4_224), ("activations of block5", 25_088)):
+            shares = []
+            for _ in range(args.rounds):
+                device = Device(args.rate)
+                seconds = extraction(keras, device, stored, width, folder, args.batch_size)
+                shares.append(100 * device.busy / seconds)
             print(f"  {name}: busy {spread(shares)}% of the time", flush=True)
 
 

@@ -1,5 +1,7 @@
 """Batches, augmentation, VGG16 and its heads, weights, pooling: common.py."""
 
+import threading
+
 import h5py
 import keras
 import numpy as np
@@ -64,6 +66,26 @@ def test_fit_takes_every_batch_of_every_epoch_in_its_turn(images):
     model.fit(Feed(Recorded(images, np.zeros(10), 2, seed=1, epoch=4)), epochs=3, shuffle=False, verbose=0)
     # before them Keras looks at some to see their shapes, and says once that an epoch has ended
     assert taken[-15:] == [(epoch, index) for epoch in (5, 6, 7) for index in range(5)]
+
+
+def test_the_next_one_is_made_while_one_is_used():
+    begun, go_on = [threading.Event() for _ in range(4)], threading.Event()
+
+    def make(index):
+        begun[index].set()
+        if index == 3:
+            assert go_on.wait(60)
+            raise BadInput("3")
+        return 10 * index
+
+    ahead = common.OneAhead(make, 4)
+    assert ahead[1] == 10  # one may begin anywhere
+    assert begun[2].wait(60) and not begun[3].is_set()
+    assert ahead[2] == 20
+    assert begun[3].wait(60)
+    go_on.set()
+    with pytest.raises(BadInput):
+        ahead[3]
 
 
 def test_what_a_network_gets_is_keras_own_preprocessing(images):

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -262,15 +263,23 @@ def fill_array(file, produce, block):
         stream.seek(end)
         stream.truncate()
         with progress(None, file.description, shape[0], " images", done) as bar:
-            for start in range(done, shape[0], block):
-                stop = min(start + block, shape[0])
-                rows = np.ascontiguousarray(produce(start, stop), dtype)
-                if rows.shape != (stop - start, *shape[1:]):
-                    raise ValueError(f"rows {start} to {stop} have the shape {rows.shape}")
+
+            def append(rows):
                 stream.write(rows)
                 stream.flush()
                 digest.update(rows)
-                bar.update(stop - start)
+                bar.update(len(rows))
+
+            with ThreadPoolExecutor(1) as writer:  # so that who produces the rows never waits for the disk
+                written = writer.submit(append, np.empty((0, *shape[1:]), dtype))
+                for start in range(done, shape[0], block):
+                    stop = min(start + block, shape[0])
+                    rows = np.ascontiguousarray(produce(start, stop), dtype)
+                    if rows.shape != (stop - start, *shape[1:]):
+                        raise ValueError(f"rows {start} to {stop} have the shape {rows.shape}")
+                    written.result()
+                    written = writer.submit(append, rows)
+                written.result()
     return digest.hexdigest()
 
 
