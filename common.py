@@ -189,7 +189,6 @@ class Batches:
     seed: int = None  # of the order of the rows in each epoch; None keeps them as they are
     epoch: int = 0  # the first one
     augment: dict = None  # ranges (study.AUGMENTATION) of a map for each image; {}: all stay in place
-    classes: int = None  # give the labels as float32 (b, classes), one 1 a row
     share: Share = field(default_factory=lambda: current_share())  # of this moment
 
     def __len__(self):
@@ -212,8 +211,6 @@ class Batches:
                 rngs = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows]
                 draws = [draw_augmentation(rng, height, width, self.augment) for rng in rngs]
             x = x, affine_maps(draws, height, width)
-        if self.classes:
-            y = np.eye(self.classes, dtype="float32")[y]
         if self.share.replicas == 1:
             return x, y
         counts = (np.arange(len(rows)) < count).astype("float32")  # those repeated count nothing
@@ -401,21 +398,19 @@ def split_model(model, boundary):
 # Callbacks -------------------------------------------------------------------------------
 
 
-def training_callbacks(checkpoint, done=(), average_weights=False):
+def training_callbacks(checkpoint, done=()):
     """Early stopping on val_loss, and the weights of the best val_accuracy kept in `checkpoint`.
 
     checkpoint: path that may hold {epoch}. done: the figures of the epochs that an interrupted training has
-    behind it. Keras saves neither callback's state, but it follows from these. average_weights: validate
-    and keep the optimizer's moving averages instead of the weights; training goes on from the weights.
+    behind it. Keras saves neither callback's state, but it follows from these.
     """
     import keras
 
-    from transfer.fitting import CheckpointOfAverages, ResumedEarlyStopping
+    from transfer.fitting import ResumedEarlyStopping
 
     stopping = ResumedEarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE)
     stopping.done = done
-    kept = CheckpointOfAverages if average_weights else keras.callbacks.ModelCheckpoint
-    kept = kept(
+    kept = keras.callbacks.ModelCheckpoint(
         checkpoint,
         monitor="val_accuracy",
         mode="max",

@@ -45,9 +45,7 @@ def parse_args(argv=None):
         help="what trains after the dense layers (default: none, or the recipe's)",
     )
     group.add_argument(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        help="augment the training images in every step (--augmentation light: while convolutions train)",
+        "--augment", action=argparse.BooleanOptionalAction, help="augment the training images in every step"
     )
     group.add_argument(
         "--final-augment",

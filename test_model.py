@@ -71,7 +71,9 @@ def parse_args(argv=None):
         "mistakes, the importance of each layer (forests)",
     )
     group.add_argument(
-        "--flips", action="store_true", help="have a network look at each picture and its mirror image"
+        "--flips",
+        action="store_true",
+        help="have a network look at each picture and its mirror image (helps one trained with augmentation)",
     )
     add_shared_arguments(parser)
     return parser.parse_args(argv)

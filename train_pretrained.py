@@ -44,7 +44,7 @@ def main(argv=None):
         args.batch_size,
         args.seed,
         args.optimizer,
-        "study" if args.augment else "none",
+        args.augment,
     )
     name = f"pretrained-{args.top}" + "-augment" * args.augment
     run = run_training(args, dataset, args.top, [step], name)

@@ -200,7 +200,7 @@ def test_no_callback_makes_keras_wait_for_the_loss_of_each_batch(tiny, tmp_path,
 
 
 @pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("settings", [{}, {"blocks": ("block5",), "augmentation": "study"}])
+@pytest.mark.parametrize("settings", [{}, {"blocks": ("block5",), "augment": True}])
 def test_several_steps_at_once_train_the_same(tiny, tmp_path, monkeypatch, capsys, settings):
     monkeypatch.setattr("transfer.screen.LINE_EVERY", 0)
     monkeypatch.setattr("transfer.screen.SHOWN_AFTER", 0)
@@ -242,7 +242,7 @@ def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys, monkeypa
     history = read_history(run)
     names = [name for name, _ in UNFREEZE["stepped"]]
     assert [row["trained"] for row in history] == [*names, "all, augmented"]
-    assert [row["augmentation"] for row in history] == ["none"] * 3 + ["study"]
+    assert [row["augmented"] for row in history] == ["False"] * 3 + ["True"]
     assert {row["dataset"] for row in history} == {"tiny"}
     metrics = json.loads((run / "metrics.json").read_text())
     best = max(history, key=lambda row: float(row["val_accuracy"]))

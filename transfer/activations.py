@@ -39,7 +39,7 @@ def trained_part(model, step, dataset, kept):
         activations = keep_activations(lower, boundary, images, step.batch_size, kept)
         if activations:
             return upper, activations
-    return on_images(model, augmented=step.augmentation != "none"), images
+    return on_images(model, augmented=step.augment), images
 
 
 def keep_activations(lower, boundary, images, batch_size, kept):
@@ -69,7 +69,7 @@ def keep_activations(lower, boundary, images, batch_size, kept):
 def last_constant_layer(model, step):
     """The last layer whose output never changes in a Step and is all that is used of those before it; None
     where there is none."""
-    if step.augmentation != "none" or "block1" in step.blocks:
+    if step.augment or "block1" in step.blocks:
         return None
     if reads_every_layer(model):
         return None if step.blocks else "features"

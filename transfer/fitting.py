@@ -48,39 +48,16 @@ class ResumedEarlyStopping(keras.callbacks.EarlyStopping):
             self.on_epoch_end(epoch, figures)
 
 
-class CheckpointOfAverages(keras.callbacks.ModelCheckpoint):
-    """Validates and keeps the optimizer's moving averages; training goes on from the weights."""
-
-    def __init__(self, *args, **settings):
-        super().__init__(*args, **settings)
-        self.swap = keras.callbacks.SwapEMAWeights()
-
-    def set_model(self, model):
-        super().set_model(model)
-        self.swap.set_model(model)
-
-    def on_test_begin(self, logs=None):
-        self.swap.on_test_begin(logs)
-
-    def on_test_end(self, logs=None):
-        self.swap.on_test_end(logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.swap.on_test_begin()
-        super().on_epoch_end(epoch, logs)
-        self.swap.on_test_end()
-
-
 class RecordEpoch(keras.callbacks.Callback):
     """Has the run remember each epoch; to be called after the checkpoint. about: more of its row."""
 
-    def __init__(self, resume, about, averaged=False):
+    def __init__(self, resume, about):
         super().__init__()
-        self.resume, self.about, self.averaged = resume, about, averaged
+        self.resume, self.about = resume, about
 
     def on_epoch_end(self, epoch, logs=None):
         row = self.about | {key: float(logs[key]) for key in FIGURES}
-        self.resume.end_epoch(self.model, row, self.averaged)
+        self.resume.end_epoch(self.model, row)
 
 
 class ShowHistory(keras.callbacks.Callback):

@@ -1,39 +1,16 @@
 """How a network is trained: steps with all their settings, and the flags and recipes that they come from.
 
-Head, steps and schedule of the strong recipe were chosen on real photographs (docs/better.md). The flags of
-the other ingredients stay so that benchmarks/recipe.py can compare them.
+Head, steps and schedule of the strong recipe were chosen on real photographs (docs/better.md).
 """
 
-import argparse
 from dataclasses import dataclass
 
 from common import add_compute_arguments, positive, positive_float
 from transfer.screen import BadInput
-from transfer.study import AUGMENTATION, FINE_TUNING_ROWS, UNFREEZE, rows_of
+from transfer.study import FINE_TUNING_ROWS, UNFREEZE, rows_of
 
-# What --augment draws from: the study's ranges, or a gentler version of them.
-AUGMENTATIONS = {
-    "none": None,
-    "study": AUGMENTATION,
-    "light": {
-        "rotation_range": 5,
-        "width_shift_range": 0.05,
-        "height_shift_range": 0.05,
-        "zoom_range": 0.1,
-        "horizontal_flip": True,
-    },
-}
 # What each flag is where it is not given.
-STUDY = {
-    "head": "iii",
-    "unfreeze": "none",
-    "augment": False,
-    "augmentation": "study",
-    "optimizer": "adam",
-    "schedule": "constant",
-    "label_smoothing": 0.0,
-    "average_weights": False,
-}
+STUDY = {"head": "iii", "unfreeze": "none", "augment": False, "optimizer": "adam", "schedule": "constant"}
 STRONG = {"head": "layers", "unfreeze": "all", "schedule": "cosine"}
 RECIPES = {"study": STUDY, "strong": STUDY | STRONG}
 WARM_UP = 0.1  # share of a cosine schedule's steps in which the learning rate rises
@@ -50,10 +27,8 @@ class Step:
     batch_size: int
     seed: int
     optimizer: str = "adam"
-    augmentation: str = "none"  # a key of AUGMENTATIONS
+    augment: bool = False
     schedule: str = "constant"  # of the learning rate, or "cosine"
-    label_smoothing: float = 0.0
-    average_weights: bool = False
 
 
 def plan_trainings(unfreeze, augment, final_augment):
@@ -69,8 +44,6 @@ def plan_steps(args):
     """The steps of finetune.py's flags."""
     steps = []
     for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment):
-        if args.augmentation == "light" and not blocks:
-            augment = False  # the dense layers first settle on activations that are kept
         steps.append(
             Step(
                 name,
@@ -80,10 +53,8 @@ def plan_steps(args):
                 args.batch_size,
                 args.seed,
                 args.optimizer,
-                augmentation=args.augmentation if augment else "none",
-                schedule=args.schedule,
-                label_smoothing=args.label_smoothing,
-                average_weights=args.average_weights,
+                augment,
+                args.schedule,
             )
         )
     return steps
@@ -95,8 +66,7 @@ def fine_tuning_rows(arguments):
 
     A longer strategy begins with the steps of shorter ones, and so reruns their rows as well.
     """
-    ours = ("augmentation", "schedule", "label_smoothing", "average_weights")
-    if any(arguments.get(key, STUDY[key]) != STUDY[key] for key in ours):
+    if arguments.get("schedule", STUDY["schedule"]) != STUDY["schedule"]:
         return []
     keys = ("unfreeze", "augment", "final_augment")
     plan = plan_trainings(*(arguments[key] for key in keys))
@@ -112,8 +82,7 @@ def new_optimizer(step, steps_per_epoch):
     """A new Keras optimizer for a Step.
 
     schedule "cosine" rises linearly from 0 over WARM_UP of the steps and falls to 0 along half a cosine
-    (Loshchilov and Hutter 2017). average_weights: keep an exponential moving average of the weights with
-    a horizon of about an epoch (Polyak averaging).
+    (Loshchilov and Hutter 2017).
     """
     import keras
 
@@ -127,8 +96,6 @@ def new_optimizer(step, steps_per_epoch):
             warmup_target=step.learning_rate if warm_up else None,
             warmup_steps=warm_up,
         )
-    if step.average_weights:
-        settings |= {"use_ema": True, "ema_momentum": 1 - 1 / max(2, steps_per_epoch)}
     return keras.optimizers.get({"class_name": step.optimizer, "config": settings})
 
 
@@ -187,31 +154,11 @@ def add_recipe_arguments(parser):
         help="what the flags marked 'recipe' are where they are not given (default: %(default)s)",
     )
     group.add_argument(
-        "--augmentation",
-        choices=("study", "light"),
-        help="what --augment draws from: rotation, shifts, zoom and flips as in the study, or less of each "
-        "(recipe)",
-    )
-    group.add_argument(
         "--schedule",
         choices=("constant", "cosine"),
         help="of the learning rate; cosine rises over the first tenth of a step's batches and falls to 0 "
         "at its last epoch (recipe)",
     )
-    group.add_argument("--label-smoothing", type=share, metavar="S", help="0 to 1 (recipe)")
-    group.add_argument(
-        "--average-weights",
-        action=argparse.BooleanOptionalAction,
-        help="keep a moving average of the weights over about an epoch (recipe)",
-    )
-
-
-def share(text):
-    """argparse type: a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
 
 
 def apply_recipe(args):

@@ -71,17 +71,14 @@ class Resume:
             model.load_weights(self.folder / name)
             set_random_state(model, self.random)
 
-    def end_epoch(self, model, row, averaged=False):
-        """Remember an epoch: the compiled model, its row of the history.
-
-        averaged: the checkpoint holds averages and not the weights of the epoch.
-        """
+    def end_epoch(self, model, row):
+        """Remember an epoch: the compiled model, its row of the history."""
         epoch = len(self.history) + 1
         self.last = f"last-{epoch}.weights.h5"
         self.history.append({"epoch": epoch, "step": self.step, **row})
         best = self.best_weights()
         sync(best)
-        if averaged or best_epoch(self.rows())["epoch"] < epoch:
+        if best_epoch(self.rows())["epoch"] < epoch:
             save_weights(model, self.folder / self.last)
         else:  # the checkpoint has just written the same
             link(best, self.folder / self.last)

@@ -18,7 +18,7 @@ from transfer.resume import FOLDER
 from transfer.screen import BadInput
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
-FORMAT = 2  # of config.json and of what a run goes on from
+FORMAT = 3  # of config.json and of what a run goes on from
 UNFINISHED = (LOCK, "config.json.part")  # what a run leaves that was killed before it began
 
 

@@ -10,11 +10,11 @@ from transfer.activations import Kept, trained_part
 from transfer.devices import current_share, distributed, steps_at_once, watching_workers
 from transfer.files import check_space, replace_with_checksum, write_json
 from transfer.images import load_images
-from transfer.recipes import AUGMENTATIONS, new_optimizer
+from transfer.recipes import new_optimizer
 from transfer.resume import FOLDER, Resume, best_epoch
 from transfer.runs import describe_run, start_run
 from transfer.screen import percent, print_configuration, print_notice, print_table
-from transfer.study import FIGURES
+from transfer.study import AUGMENTATION, FIGURES
 from transfer.weights import layers_of, load_weights, weights_digest, with_precision
 
 
@@ -93,15 +93,14 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
     synchronise(trained, share.replicas > 1)
     labels = {split: dataset.splits[split].labels for split in inputs}
     about = {"batch_size": step.batch_size}
-    about["classes"] = model.output_shape[-1] if step.label_smoothing else None
-    augment, epoch = AUGMENTATIONS[step.augmentation], len(resume.history)
+    augment, epoch = AUGMENTATION if step.augment else None, len(resume.history)
     train = Batches(inputs["train"], labels["train"], seed=step.seed, epoch=epoch, augment=augment, **about)
     val = Batches(inputs["val"], labels["val"], augment={} if augment else None, **about)
     compile_step(trained, step, len(train), share)
     check_room(resume.folder, trained, model)
     resume.load(trained, resume.last)
     if len(done) < step.epochs and not resume.stopped:
-        row = {"dataset": dataset.name, "trained": step.name, "augmentation": step.augmentation}
+        row = {"dataset": dataset.name, "trained": step.name, "augmented": step.augment}
         row["learning_rate"] = step.learning_rate
         in_a_terminal = sys.stdout.isatty()
         with watching_workers(share):
@@ -112,9 +111,9 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
                 epochs=step.epochs,
                 shuffle=False,  # `Batches` shuffles by seed and epoch; Keras would shuffle batches on top
                 callbacks=[
-                    *training_callbacks(resume.checkpoints(), done, step.average_weights),
+                    *training_callbacks(resume.checkpoints(), done),
                     *(() if in_a_terminal else (ProgressLines(train),)),
-                    RecordEpoch(resume, row, step.average_weights),
+                    RecordEpoch(resume, row),
                     *callbacks,
                 ],
                 verbose=1 if in_a_terminal else 2,
@@ -125,11 +124,8 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
 
 def compile_step(model, step, updates, share):
     """Compile `model` for a Step of so many updates an epoch, with a new optimizer."""
-    import keras
 
     loss = "sparse_categorical_crossentropy"
-    if step.label_smoothing:
-        loss = keras.losses.CategoricalCrossentropy(label_smoothing=step.label_smoothing)
     # where batches are filled up for several devices, what fills them has no weight
     metrics = {"weighted_metrics" if share.replicas > 1 else "metrics": ["accuracy"]}
     model.compile(new_optimizer(step, updates), loss, steps_per_execution=steps_at_once(share), **metrics)
