@@ -73,7 +73,7 @@ def parse_args(argv=None):
     group.add_argument(
         "--flips",
         action="store_true",
-        help="have a network look at each picture and its mirror image (helps one trained with augmentation)",
+        help="have a network look at each picture and its mirror image (helps where --augment trained it)",
     )
     add_shared_arguments(parser)
     return parser.parse_args(argv)
