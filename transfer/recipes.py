@@ -42,22 +42,20 @@ def plan_trainings(unfreeze, augment, final_augment):
 
 def plan_steps(args):
     """The steps of finetune.py's flags."""
-    steps = []
-    for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment):
-        steps.append(
-            Step(
-                name,
-                blocks,
-                args.fine_tune_learning_rate if blocks else args.learning_rate,
-                args.fine_tune_epochs if blocks else args.epochs,
-                args.batch_size,
-                args.seed,
-                args.optimizer,
-                augment,
-                args.schedule,
-            )
+    return [
+        Step(
+            name,
+            blocks,
+            args.fine_tune_learning_rate if blocks else args.learning_rate,
+            args.fine_tune_epochs if blocks else args.epochs,
+            args.batch_size,
+            args.seed,
+            args.optimizer,
+            augment,
+            args.schedule,
         )
-    return steps
+        for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment)
+    ]
 
 
 def fine_tuning_rows(arguments):
