@@ -270,7 +270,7 @@ def outputs_of(model, images, batch_size):
     source = Batches(images, np.zeros(len(images), "int64"), batch_size, share=share)
 
     def fetch(index):
-        batch, _, *_ = source[index]
+        batch = source[index][0]
         return batch if share.replicas > 1 else keras.ops.convert_to_tensor(batch)  # on the device already
 
     batches = OneAhead(fetch, len(source))

@@ -72,9 +72,9 @@ class Loss:
 def waiting_model(keras, device):
     """A Keras model whose steps are those of `device`."""
 
-    def count(batch):
+    def images(batch):
         x = batch[0]
-        return (x[0] if isinstance(x, (tuple, list)) else x).shape[0]
+        return x[0] if isinstance(x, (tuple, list)) else x  # without their maps
 
     class Waiting(keras.Model):
         def __init__(self):
@@ -86,23 +86,22 @@ def waiting_model(keras, device):
             def train_step(self, batch):
                 import tensorflow
 
-                x = batch[0]
-                images = tensorflow.shape(x[0] if isinstance(x, tuple) else x)[0]
-                loss = tensorflow.numpy_function(device.wait, [images], "float32")
+                count = tensorflow.shape(images(batch))[0]
+                loss = tensorflow.numpy_function(device.wait, [count], "float32")
                 return {"loss": tensorflow.ensure_shape(loss, [])}
 
         elif keras.backend.backend() == "jax":
 
             def make_train_function(self, force=False):
                 self.train_function = lambda state, batches: (
-                    {"loss": device.enqueue(count(next(batches)))},
+                    {"loss": device.enqueue(len(images(next(batches))))},
                     state,
                 )
 
         else:
 
             def make_train_function(self, force=False):
-                self.train_function = lambda data: {"loss": device.enqueue(count(data[0]))}
+                self.train_function = lambda data: {"loss": device.enqueue(len(images(data[0])))}
 
     return Waiting()
 

@@ -43,6 +43,15 @@ def test_an_ingredient_alone_is_no_row_of_the_studys():
     assert recipes.fine_tuning_rows(vars(finetune.parse_args(["--schedule", "cosine"]))) == []
 
 
+def test_frozen_and_unfrozen_steps_have_rates_and_epochs_of_their_own():
+    flags = ["--augment", "--unfreeze", "all", "--learning-rate", "1", "--fine-tune-learning-rate", "0.1"]
+    args = finetune.parse_args(flags)
+    vars(args).update(epochs=1, fine_tune_epochs=2, batch_size=16)
+    dense, everything = recipes.plan_steps(args)
+    assert (dense.augment, dense.learning_rate, dense.epochs) == (True, 1, 1)
+    assert (everything.augment, everything.learning_rate, everything.epochs) == (True, 0.1, 2)
+
+
 def test_a_cosine_rises_and_falls_to_nothing():
     planned = step(optimizer="sgd", learning_rate=0.4, epochs=10, schedule="cosine")
     optimizer = recipes.new_optimizer(planned, 10)
@@ -67,6 +76,8 @@ def test_an_interrupted_run_with_every_ingredient_ends_as_one_that_was_not(
             script("finetune", *flags, "--out", "cut")
     script("finetune", "--resume", "cut")
     assert_same(outcome(workdir / "cut"), outcome(workdir / "whole"))
+    rows = (workdir / "whole" / "history.csv").read_text()
+    assert ",True," in rows
     config = json.loads((workdir / "whole" / "config.json").read_text())
     assert [step["optimizer"] for step in config["steps"]] == ["adamw"] * 2
 

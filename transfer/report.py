@@ -126,7 +126,6 @@ def evaluate(dataset, predictions):
 def intervals(figures, true, predicted, classes):
     """95% intervals of the figures of `evaluate`: Wilson's of accuracies, bootstrapped ones of f1 and the
     balanced accuracy."""
-
     low, high = bootstrap(lambda *drawn: f1_and_averages(*drawn, classes), true, predicted)
     *f1, macro, weighted, balanced = zip(low.tolist(), high.tolist())
     top = f"top_{TOP}_accuracy"

@@ -92,10 +92,9 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
     share, done = current_share(), resume.rows()
     synchronise(trained, share.replicas > 1)
     labels = {split: dataset.splits[split].labels for split in inputs}
-    about = {"batch_size": step.batch_size}
     augment, epoch = AUGMENTATION if step.augment else None, len(resume.history)
-    train = Batches(inputs["train"], labels["train"], seed=step.seed, epoch=epoch, augment=augment, **about)
-    val = Batches(inputs["val"], labels["val"], augment={} if augment else None, **about)
+    train = Batches(inputs["train"], labels["train"], step.batch_size, step.seed, epoch, augment)
+    val = Batches(inputs["val"], labels["val"], step.batch_size, augment={} if augment else None)
     compile_step(trained, step, len(train), share)
     check_room(resume.folder, trained, model)
     resume.load(trained, resume.last)
@@ -124,7 +123,6 @@ def train_step(model, step, dataset, kept, resume, callbacks=()):
 
 def compile_step(model, step, updates, share):
     """Compile `model` for a Step of so many updates an epoch, with a new optimizer."""
-
     loss = "sparse_categorical_crossentropy"
     # where batches are filled up for several devices, what fills them has no weight
     metrics = {"weighted_metrics" if share.replicas > 1 else "metrics": ["accuracy"]}
