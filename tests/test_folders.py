@@ -167,6 +167,27 @@ def test_from_a_folder_of_photographs_to_a_confusion_matrix(classes, workdir, na
     assert (workdir / run / "test" / "confusion_matrix.png").exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("random_forest", "--layers", "block3_conv3", "--classifier", "linear", "--discretize"),
+        ("random_forest", "--layers", "block3_conv3", "--trees", "3"),
+        ("finetune", "--recipe", "strong", "--epochs", "1", "--fine-tune-epochs", "1"),
+    ],
+    ids=["linear", "forest", "network"],
+)
+def test_two_classes_are_enough(classes, workdir, narrow, script, capsys, command):
+    shutil.rmtree(classes / "slate")
+    (classes / "defaults.json").write_text(json.dumps({"image_size": 32, "weights": "none"}))
+    name, *flags = command
+    script(name, *flags, "--data", classes, "--out", "run")
+    script("test_model", "--run", "run", "--explain")
+    metrics = json.loads((workdir / "run" / "test" / "metrics.json").read_text())
+    assert list(metrics["classes"]) == ["brick", "linen"]
+    assert not any(key.startswith("top") for key in metrics)  # every answer is among the first two
+    assert "top-" not in capsys.readouterr().out
+
+
 def test_no_lock_is_left_among_the_pictures(classes):
     load_dataset(classes)
     assert {path.name for path in classes.iterdir()} == {*CLASSES, "__MACOSX", "split.csv"}
