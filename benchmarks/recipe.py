@@ -28,8 +28,23 @@ ROWS = {
     "augmented": "--recipe strong --augment --fine-tune-epochs 6",
     "adamw": "--recipe strong --optimizer adamw --fine-tune-epochs 6",
     "rate-1e-4": "--recipe strong --fine-tune-epochs 6 --fine-tune-learning-rate 1e-4",
+    "longer": "--recipe strong --fine-tune-epochs 12",
     "study": "--recipe study --unfreeze stepped --fine-tune-epochs 3",
 }
+STRONG = ROWS["strong"]
+# What finetune.py does not have: the ingredient of ingredients.py and the flags.
+CHANGED = {
+    **{name: (name, STRONG) for name in ("momentum", "dropout", "sgd", "depth", "cutmix", "larger")},
+    "cutmix-longer": ("cutmix", ROWS["longer"]),
+}
+
+
+def command(row):
+    """(script, flags) of a row."""
+    if row in ROWS:
+        return "finetune.py", *ROWS[row].split()
+    ingredient, flags = CHANGED[row]
+    return "benchmarks/ingredients.py", ingredient, *flags.split()
 
 
 def call(script, *flags):
@@ -56,7 +71,7 @@ def main():
     )
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
     parser.add_argument("--weights", default="data/vgg16-start.h5", help="default: %(default)s")
-    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW")
+    parser.add_argument("--rows", nargs="+", choices=(*ROWS, *CHANGED), default=tuple(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="default: %(default)s")
     args = parser.parse_args()
@@ -68,8 +83,7 @@ def main():
             for row in args.rows:
                 run = args.out / f"{name}-{row}-seed-{seed}"
                 flags = ("--data", data, "--weights", args.weights, "--seed", seed, *COMPUTED, *RATES)
-                flags += ("--epochs", 10, *ROWS[row].split())
-                found = test_accuracy(run, "finetune.py", *flags)
+                found = test_accuracy(run, *command(row), *flags, "--epochs", 10)
                 figures.setdefault((name, row), []).append(found)
                 print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
     print(f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row")
