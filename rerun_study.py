@@ -1,11 +1,12 @@
-"""Rerun the whole study: every row of its tables in order, and ours beside it at the end.
+"""Rerun the whole study: every row of its tables in order, ours beside it, and then what beats it.
 
     python rerun_study.py                          on MAMe (the demo dataset where that is absent)
     python rerun_study.py --data DIR --seeds 0 1 2      on any pictures, with standard errors
 
 Each command that it runs is printed as it would be typed, and its run lies in <out>/seed-<N>/. A strategy
-begins with the steps of shorter ones, so four trainings give all rows of fine-tuning. Interrupted, or
-with more seeds, the same command goes on with what is missing. Writes rows.csv to <out>.
+begins with the steps of shorter ones, so four trainings give all rows of fine-tuning. After them come the
+linear classifier and the strong recipe of docs/better.md. Interrupted, or with more seeds, the same command
+goes on with what is missing. Writes rows.csv to <out>.
 """
 
 import subprocess
@@ -19,7 +20,7 @@ from transfer.dataset import load_dataset
 from transfer.files import LOCK, locked, read_json, write_csv, write_json
 from transfer.recipes import add_training_arguments
 from transfer.report import study_rows
-from transfer.runs import finished_runs, read_run
+from transfer.runs import read_run
 from transfer.screen import BadInput, print_configuration, print_notice, print_table, run_script
 from transfer.study import CLAIMS, TEST_FIGURES, VAL_ACCURACY
 
@@ -35,6 +36,12 @@ COMMANDS = {
     "forest-on-all-augment": (*FOREST, "--model", "all-augment"),
     "forest-on-stepped": (*FOREST, "--model", "stepped"),
 }
+# What is not the study's: the run's name, and its script and flags.
+OURS = {
+    "linear": ("random_forest.py", "--classifier", "linear", "--discretize"),
+    "strong": ("finetune.py", "--recipe", "strong"),
+}
+TITLES = {"linear": "ours: linear classifier, discretised", "strong": "ours: the strong recipe"}
 FINE_TUNED = {  # the row of the forest on each fine-tuned network
     "forest-on-all-augment": "forest on: all unfrozen, augmentation",
     "forest-on-stepped": "forest on: second fine-tuned model",
@@ -73,7 +80,7 @@ def plan(args, out):
     commands = []
     for seed in args.seeds:
         folder = out / f"seed-{seed}"
-        for name, (script, *flags) in COMMANDS.items():
+        for name, (script, *flags) in (COMMANDS | OURS).items():
             shared = settings if script == "finetune.py" else of_forests
             if "--model" in flags:
                 flags[-1] = folder / flags[-1]
@@ -104,20 +111,20 @@ def rerun(commands):
         call(script, flags)
 
 
-def test_best(folder, args):
-    """Take the best run in `folder` to the test split, once; returns its accuracy there."""
-    best = max(finished_runs(folder), key=lambda run: run.metrics["val_accuracy"]).folder
+def test_best(runs, args):
+    """Take the best of the `runs` (folders) to the test split, once; returns its accuracy there."""
+    best = max(map(read_run, runs), key=lambda run: run.metrics["val_accuracy"]).folder
     report = best / "test" / "metrics.json"
     if not report.exists():
-        settings = {"run": best, "runs": folder, "data": args.data, "cache": args.cache}
+        settings = {"run": best, "runs": best.parent, "data": args.data, "cache": args.cache}
         settings |= {"skip_unreadable": args.skip_unreadable}
         call("test_model.py", given_flags(settings))
     return read_json(report)["accuracy"]
 
 
 def figures_of(runs):
-    """{row of the study: our val_accuracy} of finished runs {name: its folder}."""
-    found = {}
+    """{row of the study, or title of OURS: our val_accuracy} of finished runs {name: its folder}."""
+    found = {title: read_run(runs[name]).metrics["val_accuracy"] for name, title in TITLES.items()}
     for name, run in runs.items():
         only = FINE_TUNED.get(name)  # of the rows that the study gives for fine-tuned networks
         rows = study_rows(read_run(run))
@@ -136,14 +143,22 @@ def shown(mean, error, sign=""):
 
 
 def print_rows(figures, tested, dataset):
-    """Every row of the study beside ours. figures: {row: [val_accuracy of each seed]}."""
+    """Every row of the study beside ours, then what is not the study's.
+
+    figures: {row: [val_accuracy of each seed]}. tested: {"study" or "ours": [accuracy of the best of these
+    rows on the test split, of each seed]}.
+    """
     print_notice(dataset.notice)
     print("The study's rows: accuracy on the validation split in percent, +- standard error over the seeds")
     rows = [
         (row, f"{study:.2f}", shown(*mean_and_error(figures[row]))) for row, study in VAL_ACCURACY.items()
     ]
     study = f"{100 * TEST_FIGURES['accuracy']:.0f}"
-    rows.append(("the best of these on the test split", study, shown(*mean_and_error(tested))))
+    rows.append(("the best of these on the test split", study, shown(*mean_and_error(tested["study"]))))
+    rows += [(row, "-", shown(*mean_and_error(figures[row]))) for row in TITLES.values()]
+    rows.append(("ours: the better one on the test split", "-", shown(*mean_and_error(tested["ours"]))))
+    gain, error = mean_and_error([a - b for a, b in zip(tested["ours"], tested["study"])])
+    rows.append(("ours: ahead of the study's best there, points", "-", shown(gain, error, "+")))
     print_table(("row", "study, MAMe", f"ours, {dataset.name}"), rows)
     print("\nDoes what the study says hold here? Differences, paired by seed, in points")
     rows = []
@@ -174,14 +189,15 @@ def main(argv=None):
         write_json(settings, same)
         commands = plan(args, out)
         rerun(commands)
-        figures, tested = {}, []
+        figures, tested = {}, {"study": [], "ours": []}
         for seed in args.seeds:
             folder = out / f"seed-{seed}"
-            tested.append(test_best(folder, args))
-            for row, ours in figures_of({name: folder / name for name in COMMANDS}).items():
+            tested["study"].append(test_best([folder / name for name in COMMANDS], args))
+            tested["ours"].append(test_best([folder / name for name in OURS], args))
+            for row, ours in figures_of({name: folder / name for name in COMMANDS | OURS}).items():
                 figures.setdefault(row, []).append(ours)
         rows = [
-            {"row": row, "study": VAL_ACCURACY[row]}
+            {"row": row, "study": VAL_ACCURACY.get(row)}
             | dict(zip(args.seeds, ours))
             | {"dataset": dataset.name}
             for row, ours in figures.items()

@@ -1,15 +1,18 @@
 """A forest and a linear classifier at MAMe's full size: 20,300 images x 12,416 features; 50 trees, leaf 2.
 
     python benchmarks/forest.py
+    python benchmarks/forest.py --stored features/A features/B features/C --methods linear --path
 
-Features are drawn, with 29 classes that differ a little, and lie on disk as the stored ones do. Ours is
-`classifiers.fit_classifiers`, the linear classifier without and with the full-network embedding; beside it
+Features are drawn, with 29 classes that differ a little, or with --stored real ones: those of several
+folders of extract_features.py side by side, as many columns as wanted (benchmarks/README.md). They lie on
+disk as the stored ones do. Ours is `classifiers.fit_classifiers`, the linear classifier without and with
+the full-network embedding, for C 0.01 or with --path for all that `--classifier linear` walks; beside it
 scikit-learn's forest called plainly on the array in memory. Seconds are those of `fit`; memory is the peak
-of the process, the features (1.0 GB) included. The linear classifier's iterations depend on the data: drawn
-features need fewer than real ones, so seconds an iteration are what to compare.
+of the process, the features (1.0 GB) included.
 """
 
 import argparse
+import csv
 import tempfile
 import time
 from pathlib import Path
@@ -23,9 +26,9 @@ METHODS = ("ours", "extra-trees", "scikit-learn", "linear", "linear-discretised"
 
 def draw_features(path, images):
     """Write features float32 (images, 12416) of 29 classes to `path`; returns the labels."""
-    rng = np.random.default_rng(0)
+    centres = np.random.default_rng(0).normal(scale=0.3, size=(CLASSES, FEATURES)).astype("float32")
+    rng = np.random.default_rng(images)
     labels = rng.integers(0, CLASSES, images)
-    centres = rng.normal(scale=0.3, size=(CLASSES, FEATURES)).astype("float32")
     array = np.lib.format.open_memmap(path, "w+", "float32", (images, FEATURES))
     for start in range(0, images, 500):
         rows = labels[start : start + 500]
@@ -34,28 +37,42 @@ def draw_features(path, images):
     return labels
 
 
+def join_features(path, folders, split):
+    """Write the first 12,416 columns of the features of a split in `folders` to `path`; the labels."""
+    parts = [np.load(f"{folder}/{split}.npy", mmap_mode="r") for folder in folders]
+    np.save(path, np.concatenate(parts, axis=1)[:, :FEATURES])
+    with open(f"{folders[0]}/{split}.csv", newline="", encoding="utf-8") as file:
+        return np.array([int(row["label"]) for row in csv.DictReader(file)])
+
+
 def work(args):
-    with np.load(args.labels) as file:
-        y = file["labels"]
+    with np.load(args.folder / "labels.npz") as file:
+        y, y_val = file["train"], file["val"]
     if args.method != "scikit-learn":
+        from random_forest import C_PATH
         from transfer.classifiers import fit_classifiers
 
-        linear = args.method.startswith("linear")
-        setting = {"C": 0.01} if linear else {"min_samples_leaf": 2, "n_estimators": 50}
-        setting |= {"classifier": "extra-trees"} if args.method == "extra-trees" else {}
-        x = np.load(args.features, mmap_mode="r")
-        val, discretize = (x[:1450], y[:1450]), args.method.endswith("discretised")
-        ((_, row, _, seconds),) = fit_classifiers([setting], (x, y), val, discretize, 0)
-        more = {"iterations": row["iterations"]} if linear else {}
-        report(seconds=seconds, peak_MB=peak_memory(), train_accuracy=row["accuracy"], **more)
+        settings = [{"min_samples_leaf": 2, "n_estimators": 50}]
+        if args.method.startswith("linear"):
+            settings = [{"C": c} for c in (C_PATH if args.path else (0.01,))]
+        elif args.method == "extra-trees":
+            settings[0]["classifier"] = "extra-trees"
+        x = np.load(args.folder / "train.npy", mmap_mode="r")
+        val, discretize = (np.load(args.folder / "val.npy"), y_val), args.method.endswith("discretised")
+        fitted = list(fit_classifiers(settings, (x, y), val, discretize, 0))
+        rows = [row for _, row, _, _ in fitted]
+        more = {"iterations": sum(row["iterations"] for row in rows)} if "iterations" in rows[0] else {}
+        more |= {"val_accuracy": max(row["val_accuracy"] for row in rows)}
+        report(seconds=sum(seconds for *_, seconds in fitted), peak_MB=peak_memory(), **more)
     else:
         from sklearn.ensemble import RandomForestClassifier
 
-        x = np.load(args.features)
+        x = np.load(args.folder / "train.npy")
         start = time.perf_counter()
         forest = RandomForestClassifier(50, min_samples_leaf=2, n_jobs=-1, random_state=0).fit(x, y)
         seconds = time.perf_counter() - start
-        report(seconds=seconds, peak_MB=peak_memory(), train_accuracy=forest.score(x, y))
+        val_accuracy = forest.score(np.load(args.folder / "val.npy"), y_val)
+        report(seconds=seconds, peak_MB=peak_memory(), val_accuracy=val_accuracy)
 
 
 def main():
@@ -65,16 +82,23 @@ def main():
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    for hidden in ("--method", "--features", "--labels"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--stored", nargs="+", metavar="DIR", help="real features instead of drawn ones")
+    parser.add_argument("--path", action="store_true", help="fit the linear classifier for every C")
+    parser.add_argument("--method", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.method:
         return work(args)
-    print(f"{describe_machine()}\n{args.images} x {FEATURES} float32")
     with tempfile.TemporaryDirectory() as folder:
-        features, labels = Path(folder) / "features.npy", Path(folder) / "labels.npz"
-        np.savez(labels, labels=draw_features(features, args.images))
-        flags = ("--features", features, "--labels", labels, "--method")
+        folder, labels = Path(folder), {}
+        for split, images in (("train", args.images), ("val", 1450)):
+            path = folder / f"{split}.npy"
+            stored = args.stored and join_features(path, args.stored, split)
+            labels[split] = stored if args.stored else draw_features(path, images)
+        np.savez(folder / "labels.npz", **labels)
+        kind = "stored" if args.stored else "drawn"
+        print(f"{describe_machine()}\n{len(labels['train'])} x {FEATURES} float32, {kind}")
+        flags = ("--folder", folder, *["--path"] * args.path, "--method")
         found = alternate(__file__, {m: (*flags, m) for m in args.methods}, args.rounds)
     for name, figures in found.items():
         seconds, memory = ([f[key] for f in figures] for key in ("seconds", "peak_MB"))

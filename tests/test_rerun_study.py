@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -31,12 +32,11 @@ def called(script, monkeypatch, narrow):
 def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, called, capsys):
     command = ("rerun_study", "--data", tiny, "--epochs", "1")
     script(*command)
-    assert [name for name, _ in called] == ["finetune.py"] * 4 + ["random_forest.py"] * 3 + [
-        "test_model.py"
-    ]
+    names = ["finetune.py"] * 4 + ["random_forest.py"] * 4 + ["finetune.py"] + ["test_model.py"] * 2
+    assert [name for name, _ in called] == names
     with open(workdir / NAME / "rows.csv", newline="") as file:
         rows = {row["row"]: row for row in csv.DictReader(file)}
-    assert set(rows) == set(VAL_ACCURACY)
+    assert set(rows) == {*VAL_ACCURACY, *rerun_study.TITLES.values()}
     folder = workdir / NAME / "seed-0"
 
     def steps(run):
@@ -51,6 +51,13 @@ def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, ca
         expected[rerun_study.FINE_TUNED[run]] = metrics["val_accuracy"]
         config = json.loads((folder / run / "config.json").read_text())
         assert config["arguments"]["model"].endswith(run.removeprefix("forest-on-"))
+    for run, row in rerun_study.TITLES.items():
+        metrics = json.loads((folder / run / "metrics.json").read_text())
+        expected[row] = metrics["val_accuracy"]
+    tested = [
+        Path(flags[flags.index("--run") + 1]).name for name, flags in called if name == "test_model.py"
+    ]
+    assert tested[0] in rerun_study.COMMANDS and tested[1] in rerun_study.OURS
     for row, figure in expected.items():
         assert float(rows[row]["0"]) == figure, row
     out = capsys.readouterr().out
@@ -61,8 +68,8 @@ def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, ca
     called.clear()
     script(*command, "--seeds", "0", "1")
     names = [name for name, _ in called]
-    assert names.count("finetune.py") == 1 + 4
-    assert names.count("random_forest.py") == 3
+    assert names.count("finetune.py") == 1 + 5
+    assert names.count("random_forest.py") == 4
     out = capsys.readouterr().out
     assert "finished before" in out and " +- " in out
     with pytest.raises(BadInput, match="other settings"):
@@ -72,14 +79,16 @@ def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, ca
 def test_a_claim_holds_where_the_difference_is_clear(capsys, tiny):
     from transfer.dataset import load_dataset
 
-    figures = {row: [0.5, 0.52, 0.48] for row in VAL_ACCURACY}
+    figures = {row: [0.5, 0.52, 0.48] for row in (*VAL_ACCURACY, *rerun_study.TITLES.values())}
     figures["head i"] = [0.4, 0.41, 0.39]
     figures["dense, augmentation"] = [0.6, 0.63, 0.59]
-    rerun_study.print_rows(figures, [0.5, 0.5, 0.5], load_dataset(tiny))
+    tested = {"study": [0.5, 0.5, 0.5], "ours": [0.6, 0.62, 0.61]}
+    rerun_study.print_rows(figures, tested, load_dataset(tiny))
     lines = {line.strip()[:28]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["head iii is ahead of head i "].endswith("+10.00 +- 0.58         yes")
     assert lines["head iii is ahead of head ii"].endswith("not clear")
     assert lines["augmentation harms dense lay"].endswith("no")
+    assert lines["ours: ahead of the study's b"].endswith("+11.00 +- 0.58")
 
 
 def test_a_command_that_fails_ends_it(tiny, workdir, monkeypatch):
