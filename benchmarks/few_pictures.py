@@ -17,6 +17,7 @@ from measure import describe_machine
 from recipe import COMPUTED, RATES, test_accuracy
 
 EPOCHS = {10: (60, 30), 30: (30, 20), 100: (10, 6)}  # photographs a class: epochs of the head, and after it
+ROWS = ("forest", "linear", "strong", "study")
 FOREST = ("random_forest.py", "--leaf", "2", "--trees", "50")
 LINEAR = ("random_forest.py", "--classifier", "linear", "--discretize")
 
@@ -53,6 +54,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--weights", default="data/vgg16-start.h5", help="default: %(default)s")
     parser.add_argument("--counts", type=int, nargs="+", choices=tuple(EPOCHS), default=tuple(EPOCHS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
     args = parser.parse_args()
     print(describe_machine(), flush=True)
@@ -61,7 +63,8 @@ def main():
         for count in args.counts:
             folder = Path("data/few") / f"{args.data.name}-{count}"
             link_photographs(args.data, folder, count)
-            for row, (script, *flags) in commands(count, args.weights).items():
+            for row in args.rows:
+                script, *flags = commands(count, args.weights)[row]
                 run = Path("runs/few") / f"{folder.name}-{row}-seed-{seed}"
                 found = test_accuracy(run, script, "--data", folder, "--seed", seed, *flags)
                 figures.setdefault((count, row), []).append(found)

@@ -19,7 +19,7 @@ CUTMIX_SEED = 7  # beside the run's own, so that boxes and shuffling differ
 
 
 def momentum(argv):
-    """Batch normalisation with a moving average of momentum 0.9 instead of Keras' 0.99."""
+    """Batch normalisation with moving averages of momentum 0.9 instead of Keras' own 0.99."""
     build = training.build_model
 
     def changed(*given):
