@@ -99,6 +99,6 @@ def progress(iterable, description, total=None, unit=" batches", done=0):
     """A tqdm bar, shown where the work takes over SHOWN_AFTER seconds; lines now and then in a log file."""
     where = {}
     if not sys.stderr.isatty():
-        shown = "{desc}: {n_fmt} of {total_fmt}" + unit + ", {rate_fmt}, {remaining} left"
+        shown = "{desc}: {n_fmt} of {total_fmt}" + unit + ", {rate_noinv_fmt}, {remaining} left"
         where = {"mininterval": LINE_EVERY, "miniters": 1, "file": LogLines(), "bar_format": shown}
     return tqdm(iterable, description, total, unit=unit, delay=SHOWN_AFTER, initial=done, **where)
