@@ -93,8 +93,10 @@ def main():
         folder, labels = Path(folder), {}
         for split, images in (("train", args.images), ("val", 1450)):
             path = folder / f"{split}.npy"
-            stored = args.stored and join_features(path, args.stored, split)
-            labels[split] = stored if args.stored else draw_features(path, images)
+            if args.stored:
+                labels[split] = join_features(path, args.stored, split)
+            else:
+                labels[split] = draw_features(path, images)
         np.savez(folder / "labels.npz", **labels)
         kind = "stored" if args.stored else "drawn"
         print(f"{describe_machine()}\n{len(labels['train'])} x {FEATURES} float32, {kind}")

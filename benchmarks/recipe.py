@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from ingredients import INGREDIENTS
 from measure import ROOT, describe_machine
 
 from transfer.files import read_json  # noqa: E402
@@ -31,12 +32,9 @@ ROWS = {
     "longer": "--recipe strong --fine-tune-epochs 12",
     "study": "--recipe study --unfreeze stepped --fine-tune-epochs 3",
 }
-STRONG = ROWS["strong"]
 # What finetune.py does not have: the ingredient of ingredients.py and the flags.
-CHANGED = {
-    **{name: (name, STRONG) for name in ("momentum", "dropout", "sgd", "depth", "cutmix", "larger")},
-    "cutmix-longer": ("cutmix", ROWS["longer"]),
-}
+CHANGED = {name: (name, ROWS["strong"]) for name in INGREDIENTS}
+CHANGED["cutmix-longer"] = ("cutmix", ROWS["longer"])
 
 
 def command(row):

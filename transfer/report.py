@@ -101,10 +101,9 @@ def evaluate(dataset, predictions):
     report = classification_report(
         true, predicted, labels=classes, target_names=dataset.labels, output_dict=True, zero_division=0
     )
-    top = {
-        f"top_{k}_accuracy": top_k_accuracy_score(true, probabilities, k=k, labels=classes)
-        for k in top_ks(len(classes))
-    }
+    top, k = {}, min(TOP, len(classes) - 1)
+    if k > 1:  # of two classes every answer is among the first two
+        top[f"top_{k}_accuracy"] = top_k_accuracy_score(true, probabilities, k=k, labels=classes)
     figures = {
         "images": len(files),
         "accuracy": accuracy_score(true, predicted),
@@ -126,20 +125,12 @@ def evaluate(dataset, predictions):
     return figures, files, true, probabilities, museums
 
 
-def top_ks(classes):
-    """The k of the top-k accuracies that say something of so many classes: one, or none of two classes."""
-    k = min(TOP, classes - 1)
-    return (k,) if k > 1 else ()
-
-
 def intervals(figures, true, predicted, classes):
     """95% intervals of the figures of `evaluate`: Wilson's of accuracies, bootstrapped ones of f1 and the
     balanced accuracy."""
     low, high = bootstrap(lambda *drawn: f1_and_averages(*drawn, classes), true, predicted)
     *f1, macro, weighted, balanced = zip(low.tolist(), high.tolist())
-    top = {
-        f"top_{k}_accuracy": interval_of(figures[f"top_{k}_accuracy"], len(true)) for k in top_ks(classes)
-    }
+    top = {key: interval_of(figures[key], len(true)) for key in figures if key.startswith("top_")}
     return {
         "accuracy": interval_of(figures["accuracy"], len(true)),
         "balanced_accuracy": balanced,
@@ -185,8 +176,8 @@ def print_report(figures, dataset):
         ours = percent(row["accuracy"]), span(sure["museums"][museum])
         rows.append((f"museum: {museum}", *ours, *study("-"), row["support"]))
     known = {"accuracy": percent(TEST_FIGURES["accuracy"])}
-    top = {f"top-{k} accuracy": f"top_{k}_accuracy" for k in top_ks(len(dataset.labels))}
-    for name, key in {"accuracy": "accuracy", "balanced accuracy": "balanced_accuracy", **top}.items():
+    for key in (key for key in figures if key.endswith("accuracy")):
+        name = key.replace("top_", "top-").replace("_", " ")
         row = (name, percent(figures[key]), span(sure[key]), *study(known.get(key, "-")), figures["images"])
         rows.append(row)
     print_table(("", "ours", "95% interval", *study("study, MAMe"), "images"), rows)
