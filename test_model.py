@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import add_shared_arguments, script_parser
+from common import add_shared_arguments, resolve_arguments, script_parser
 from transfer.classifiers import load_pipeline, pipeline_probabilities
 from transfer.dataset import load_dataset
 from transfer.features import Extraction, check_supports, extract_features, load_features
@@ -44,7 +44,7 @@ from transfer.report import (
     write_report,
 )
 from transfer.runs import finished_runs, numbered, read_run
-from transfer.screen import BadInput, percent, print_notice, progress, run_script
+from transfer.screen import BadInput, percent, print_configuration, print_notice, progress, run_script
 
 
 def parse_args(argv=None):
@@ -117,11 +117,10 @@ def predict_pipeline(dataset, run, how):
 def test(args, runs):
     """Take a run to the test split."""
     dataset = load_dataset(args.data, args.seed)
-    print_notice(dataset.notice)
-    print_runs(runs, dataset)
-
     run = choose_run(args.run, runs, dataset)
     if run is None:
+        print_notice(dataset.notice)
+        print_runs(runs, dataset)
         print(f"There is no finished run on {dataset.root} in {args.runs}/ yet, so nothing is tested.")
         print("Next: python finetune.py --head iii --unfreeze stepped")
         return
@@ -131,7 +130,11 @@ def test(args, runs):
         )
     if args.image_size not in (None, run.image_size):
         raise BadInput(f"{run.folder} takes images of {run.image_size} pixels; leave --image-size out.")
-    out = Path(args.out or test_folder(dataset, run))
+    args.run, args.image_size, args.out = run.folder, run.image_size, args.out or test_folder(dataset, run)
+    resolve_arguments(args, dataset)
+    print_configuration(args, dataset)
+    print_runs(runs, dataset)
+    out = Path(args.out)
     figures = test_run(args, dataset, run, out)
     print()
     print_report(figures, dataset)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -94,6 +95,7 @@ def test_without_a_flag_the_best_validation_accuracy_is_tested(tiny, in_runs, sc
     best = max(sorted(scores), key=scores.get)
     assert [path.parent.name for path in (in_runs / "runs").glob("*/test")] == [best]
     out = capsys.readouterr().out
+    assert re.search(rf"test_model.py: resolved configuration\n(  .*\n)*  run +runs/{best}\n", out)
     assert all(name in out for name in scores)
     assert "81.25%" in out
     assert "73.00%" in out
