@@ -29,6 +29,7 @@ ROWS = {
     "augmented": "--recipe strong --augment --fine-tune-epochs 6",
     "adamw": "--recipe strong --optimizer adamw --fine-tune-epochs 6",
     "rate-1e-4": "--recipe strong --fine-tune-epochs 6 --fine-tune-learning-rate 1e-4",
+    "rate-1e-5": "--recipe strong --fine-tune-epochs 6 --fine-tune-learning-rate 1e-5",
     "longer": "--recipe strong --fine-tune-epochs 12",
     "study": "--recipe study --unfreeze stepped --fine-tune-epochs 3",
 }
@@ -37,12 +38,12 @@ CHANGED = {name: (name, ROWS["strong"]) for name in INGREDIENTS}
 CHANGED["cutmix-longer"] = ("cutmix", ROWS["longer"])
 
 
-def command(row):
-    """(script, flags) of a row."""
+def command(row, shared):
+    """(script, flags) of a row: those that all rows share, then its own, which override them."""
     if row in ROWS:
-        return "finetune.py", *ROWS[row].split()
+        return "finetune.py", *shared, *ROWS[row].split()
     ingredient, flags = CHANGED[row]
-    return "benchmarks/ingredients.py", ingredient, *flags.split()
+    return "benchmarks/ingredients.py", ingredient, *shared, *flags.split()
 
 
 def call(script, *flags):
@@ -80,8 +81,8 @@ def main():
         for seed in args.seeds:
             for row in args.rows:
                 run = args.out / f"{name}-{row}-seed-{seed}"
-                flags = ("--data", data, "--weights", args.weights, "--seed", seed, *COMPUTED, *RATES)
-                found = test_accuracy(run, *command(row), *flags, "--epochs", 10)
+                shared = ("--data", data, "--weights", args.weights, "--seed", seed, *COMPUTED, *RATES)
+                found = test_accuracy(run, *command(row, (*shared, "--epochs", 10)))
                 figures.setdefault((name, row), []).append(found)
                 print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
     print(f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row")
