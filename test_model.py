@@ -130,11 +130,11 @@ def test(args, runs):
         )
     if args.image_size not in (None, run.image_size):
         raise BadInput(f"{run.folder} takes images of {run.image_size} pixels; leave --image-size out.")
-    args.run, args.image_size, args.out = run.folder, run.image_size, args.out or test_folder(dataset, run)
+    out = Path(args.out or test_folder(dataset, run))
+    args.run, args.image_size, args.out = run.folder, run.image_size, out
     resolve_arguments(args, dataset)
     print_configuration(args, dataset)
     print_runs(runs, dataset)
-    out = Path(args.out)
     figures = test_run(args, dataset, run, out)
     print()
     print_report(figures, dataset)

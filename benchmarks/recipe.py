@@ -79,10 +79,10 @@ def main():
     for data in args.data:
         name = Path(data).name
         for seed in args.seeds:
+            shared = ("--data", data, "--weights", args.weights, "--seed", seed, "--epochs", 10)
             for row in args.rows:
                 run = args.out / f"{name}-{row}-seed-{seed}"
-                shared = ("--data", data, "--weights", args.weights, "--seed", seed, *COMPUTED, *RATES)
-                found = test_accuracy(run, *command(row, (*shared, "--epochs", 10)))
+                found = test_accuracy(run, *command(row, (*shared, *COMPUTED, *RATES)))
                 figures.setdefault((name, row), []).append(found)
                 print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
     print(f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row")

@@ -11,13 +11,14 @@ import argparse
 import numpy as np
 from measure import describe_machine
 
+from test_model import predict_network
 from transfer.dataset import load_dataset
 from transfer.images import load_images
 from transfer.intervals import interval_of
 from transfer.prediction import load_classifier
 from transfer.report import span
 from transfer.runs import read_run
-from transfer.screen import percent, progress
+from transfer.screen import percent
 
 BATCH = 32
 
@@ -25,9 +26,8 @@ BATCH = 32
 def probabilities_of(run, dataset):
     """What a run says of the test split: float32 (n, classes)."""
     classify, _ = load_classifier(run)
-    images = load_images(dataset, ("test",), run.image_size).splits["test"].images
-    starts = progress(range(0, len(images), BATCH), f"testing {run.folder}")
-    return np.concatenate([classify(images[start : start + BATCH]) for start in starts])
+    predictions = predict_network(load_images(dataset, ("test",), run.image_size), classify, BATCH)
+    return np.stack(list(predictions.values()))
 
 
 def main():
