@@ -1,291 +1,114 @@
-"""What the scripts share: flags, the batch generator, augmentation, VGG16 and its heads,
-the callbacks of training, and layer-wise pooling.
+"""What the scripts share: batches, augmentation and preprocessing, VGG16 with its heads, the callbacks of
+training, and layer-wise pooling.
 
-Keras is imported inside the functions that need it, so that `--help` answers at once.
+A network of this project takes pictures as they are, RGB of 0 to 255; VGG16's preprocessing is part of it.
 """
 
-import argparse
-import functools
 import logging
 import os
 import random
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from transfer.devices import Share, current_share, feeds_whole_batches, on_own_device
-from transfer.files import read_json
-from transfer.screen import BadInput
-from transfer.study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, HEADS
+from transfer.screen import BadInput, progress, without_startup_lines
+from transfer.study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, FIGURES
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with without_startup_lines():
+    import keras
+    from keras import layers, ops
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # of retracing, which is meant where it happens
 
-# Flags -----------------------------------------------------------------------------------
+IMAGENET_MEAN = (103.939, 116.779, 123.68)  # BGR, as keras.applications.vgg16 subtracts it
 
-
-def script_parser(description):
-    """An argparse parser for a script with this docstring."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
-def add_shared_arguments(parser, resume=False):
-    """The flags that mean the same in every script; None stands for the dataset's own default.
-
-    resume: add --resume, for the scripts whose runs are resumed (see `parse_arguments`).
-    """
-    group = parser.add_argument_group("shared by all scripts")
-    group.add_argument(
-        "--data",
-        metavar="DIR",
-        help="dataset in MAMe's layout (default: data/mame; the demo dataset where that is absent)",
-    )
-    group.add_argument("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
-    group.add_argument(
-        "--image-size", type=natural, metavar="N", help="pixels a side (default: the dataset's; MAMe 224)"
-    )
-    group.add_argument("--batch-size", type=positive, metavar="N", help="default: the dataset's; MAMe 32")
-    group.add_argument(
-        "--cache",
-        default="data/cache",
-        metavar="DIR",
-        help="where decoded images and frozen activations are kept, or 'none' (default: %(default)s)",
-    )
-    group.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="go on without images that are missing or cannot be decoded, and record them",
-    )
-    group.add_argument(
-        "--out", metavar="DIR", help="new folder for the results (default: named after what is run)"
-    )
-    if resume:
-        group.add_argument(
-            "--resume",
-            metavar="RUN",
-            help="go on with this interrupted run, with its own settings (the same command run again "
-            "does so too)",
-        )
+# Between block5_pool and the softmax. i, ii and iii are the study's (section "Fine-tuning"); dense layers
+# marked "l2" carry the L2 penalty. "fc" is VGG16's own top (Simonyan and Zisserman 2015, section 3.1, with
+# its dropout), "gap" has global average pooling instead; both serve train_pretrained.py. "layers" is ours:
+# a softmax on every convolution's mean, so the network begins as a linear classifier on the forest's
+# features.
+HEADS = {
+    "i": ("flatten", "dense 512", "dropout 0.2", "dense 512"),
+    "ii": ("flatten", "batch_norm", "dense 512 l2", "dropout 0.3", "dense 512 l2"),
+    "iii": ("flatten", "batch_norm", "dense 256 l2", "dropout 0.4", "dense 256 l2", "dense 256 l2"),
+    "fc": ("flatten", "dense 4096", "dropout 0.5", "dense 4096", "dropout 0.5"),
+    "gap": ("global_average_pooling",),
+    "layers": ("layers", "batch_norm"),
+}
 
 
-def parse_arguments(parser, argv):
-    """The arguments of `argv`; with --resume RUN those of that run's config.json, and no others.
+class Share(NamedTuple):
+    """What of each batch this process computes."""
 
-    BadInput where --resume comes with other flags, or names no run of this script.
-    """
-    args = parser.parse_args(argv)
-    if not args.resume:
-        return args
-    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), ...)))
-    others = [key for key, value in vars(given).items() if value is not ... and key != "resume"]
-    if others:
-        raise BadInput(
-            f"--resume {args.resume} takes every setting from that run; leave out the other flags "
-            f"({', '.join(others)})."
-        )
-    config = read_json(Path(args.resume) / "config.json")
-    if config.get("script") != parser.prog:
-        raise BadInput(
-            f"{args.resume} is a run of {config.get('script')}; resume it with `python "
-            f"{config.get('script')} --resume {args.resume}`."
-        )
-    return argparse.Namespace(**vars(args) | config["arguments"] | {"resume": args.resume})
+    replicas: int = 1  # devices of all processes together
+    processes: int = 1
+    process: int = 0  # 0 records the run
+    whole_batches: bool = False  # the engine takes this process' part out of them itself
 
 
-def add_compute_arguments(group, workers=False):
-    """--devices and --precision, for the scripts that build a network; `workers`: --workers too."""
-    group.add_argument(
-        "--devices",
-        type=positive,
-        metavar="N",
-        help="share each batch out among N local devices (default: all accelerators; without one, N "
-        "virtual devices of the CPU, to try it out)",
-    )
-    if workers:
-        group.add_argument(
-            "--workers",
-            action="store_true",
-            help="this process is one of several, on any machines, that share the work out, as TF_CONFIG "
-            "(tensorflow) or KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID (jax) say",
-        )
-    group.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="in which the network computes; what is stored stays float32 (default: %(default)s)",
-    )
+class Batches(keras.utils.PyDataset):
+    """Batches of (inputs, labels), drawn by (seed, epoch, row) alone.
 
+    inputs: (n, ...), perhaps a memory map: uint8 RGB images or activations. labels: (n,) int64. seed: of
+    the order of the rows in each epoch; None keeps them as they are. augment: ranges (study.AUGMENTATION)
+    of an affine map for each image; with {} all stay in place. share: of the batch, for several devices.
 
-def natural(text):
-    """argparse type: an integer of 0 or more."""
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise ValueError
-    return value
-
-
-def positive(text):
-    """argparse type: an integer of 1 or more."""
-    value = natural(text)
-    if value == 0:
-        raise ValueError
-    return value
-
-
-def positive_float(text):
-    """argparse type: a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
-
-
-def resolve_arguments(args, dataset):
-    """Fill what was left open in `args` with the dataset's own defaults; check the image size."""
-    for key, value in dataset.defaults.items():
-        if getattr(args, key, ...) is None:
-            setattr(args, key, value)
-    if args.image_size < 32:
-        raise BadInput(f"--image-size {args.image_size}: VGG16 needs images of at least 32 pixels.")
-    args.data = str(dataset.root)
-    return args
-
-
-def import_keras():
-    """Keras, without the start-up lines that TensorFlow prints before any log level applies."""
-    sys.stderr.flush()
-    keep, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        import keras
-    finally:
-        os.dup2(keep, 2)
-        os.close(keep)
-        os.close(null)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # of retracing, which is meant where it is done
-    return keras
-
-
-# Batches and augmentation ----------------------------------------------------------------
-
-
-@dataclass
-class Batches:
-    """Batches of (inputs, labels), drawn by (seed, epoch, row) alone; `fitting.Feed` gives them to Keras.
-
-    Each item is (inputs (b, ...) as they are stored, labels int64 (b,)); the last batch holds what is left
-    over. With `augment` the inputs are (images, maps float32 (b, 6)): `inputs.on_images` does on the device
-    what the maps say. On several devices a third part, float32 (b,), gives the rows' weights: the batch is
-    filled up with rows of weight 0 to what the devices share out evenly.
+    Each item is (inputs (b, ...) as they are stored, labels (b,)); the last batch holds what is left over.
+    With `augment` the inputs are (images, maps float32 (b, 6)), which the device applies
+    (`augmented_model`). On several devices a third part, float32 (b,), weighs the rows: the batch is filled
+    up with rows of weight 0 until it can be shared out evenly.
     """
 
-    inputs: np.ndarray  # (n, ...), perhaps a memory map: uint8 RGB images, or activations
-    labels: np.ndarray  # (n,) int64
-    batch_size: int
-    seed: int = None  # of the order of the rows in each epoch; None keeps them as they are
-    epoch: int = 0  # the first one
-    augment: dict = None  # ranges (study.AUGMENTATION) of a map for each image; {}: all stay in place
-    share: Share = field(default_factory=lambda: current_share())  # of this moment
+    def __init__(self, inputs, labels, batch_size, seed=None, augment=None, share=Share()):  # noqa: B008
+        super().__init__()
+        self.inputs, self.labels, self.batch_size = inputs, labels, batch_size
+        self.seed, self.augment, self.share = seed, augment, share
+        self.epoch = 0
+        self.order = None, None  # an epoch, and the order of its rows
 
     def __len__(self):
         return -(-len(self.labels) // self.batch_size)
 
+    def on_epoch_end(self):
+        self.epoch += 1
+
     def rows(self, index):
         """Rows of batch `index`, which depend on (seed, epoch, index) alone."""
-        order = order_of_rows(len(self.labels), self.seed, self.epoch)
+        epoch, order = self.order
+        if epoch != self.epoch:
+            epoch, order = self.epoch, np.arange(len(self.labels))
+            if self.seed is not None:
+                order = np.random.default_rng([self.seed, epoch]).permutation(order)
+            self.order = epoch, order
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def __getitem__(self, index):
-        rows = self.rows(index)
+        rows, share = self.rows(index), self.share
         count = len(rows)
-        rows = np.resize(rows, count + -count % self.share.replicas)  # repeats the first ones
+        rows = np.resize(rows, count + -count % share.replicas)  # repeats the first ones
         x, y = self.inputs[rows], self.labels[rows]
         if self.augment is not None:
             height, width = x.shape[1:3]
-            draws = [STILL] * len(rows)
+            draws = [IN_PLACE] * len(rows)
             if self.augment:
                 rngs = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows]
                 draws = [draw_augmentation(rng, height, width, self.augment) for rng in rngs]
             x = x, affine_maps(draws, height, width)
-        if self.share.replicas == 1:
+        if share.replicas == 1:
             return x, y
-        counts = (np.arange(len(rows)) < count).astype("float32")  # those repeated count nothing
+        weights = (np.arange(len(rows)) < count).astype("float32")  # those repeated count nothing
         if self.seed is not None:  # in training the loss is a mean over all rows: keep its size
-            counts *= len(rows) / count
-        if feeds_whole_batches():
-            return x, y, counts
-        own = np.array_split(np.arange(len(rows)), self.share.workers)[self.share.worker]
+            weights *= len(rows) / count
+        if share.whole_batches:
+            return x, y, weights
+        own = np.array_split(np.arange(len(rows)), share.processes)[share.process]
         x = tuple(part[own] for part in x) if isinstance(x, tuple) else x[own]
-        return x, y[own], counts[own]
-
-
-class OneAhead:
-    """make(0), make(1) ... up to `count`: a thread makes the next one while one is used."""
-
-    def __init__(self, make, count):
-        self.make, self.count, self.thread, self.ahead = make, count, ThreadPoolExecutor(1), {}
-
-    def __getitem__(self, index):
-        item = self.ahead.pop(index, None) or self.thread.submit(self.make, index)
-        if index + 1 < self.count:
-            self.ahead = {index + 1: self.thread.submit(self.make, index + 1)}
-        return item.result()
-
-
-@functools.lru_cache(maxsize=4)
-def order_of_rows(count, seed, epoch):
-    """The order in which `count` rows come in an epoch: int64 (count,); as they are where seed is None."""
-    order = np.arange(count)
-    return order if seed is None else np.random.default_rng([seed, epoch]).permutation(order)
-
-
-def outputs_of(model, images, batch_size):
-    """A function (start, stop) -> model(images[start:stop]), for `make_array`: float32 (b, ...).
-
-    images: uint8 (n, h, w, 3). Not compiled with XLA on a CPU, where that is slower (benchmarks/README.md).
-    """
-    import keras
-
-    from transfer.inputs import on_images
-
-    share = current_share()
-    if share.workers > 1:  # each computes what it is asked for alone, with weights of its own
-        weights, share = model.get_weights(), Share()
-
-        def build():
-            copy = keras.models.clone_model(model)
-            copy.set_weights(weights)
-            return on_images(copy)
-
-        predict = on_own_device(on_own_device(build)().predict_on_batch)
-    else:
-        network = on_images(model)
-        predict = network.predict_on_batch
-        if share.replicas > 1:  # that would not share the batch out
-            predict = functools.partial(network.predict, batch_size=batch_size, verbose=0)
-    source = Batches(images, np.zeros(len(images), "int64"), batch_size, share=share)
-
-    def fetch(index):
-        batch = source[index][0]
-        return batch if share.replicas > 1 else keras.ops.convert_to_tensor(batch)  # on the device already
-
-    batches = OneAhead(fetch, len(source))
-
-    def produce(start, stop):
-        return np.asarray(predict(batches[start // batch_size]), "float32")[: stop - start]
-
-    return produce
+        return x, y[own], weights[own]
 
 
 def draw_augmentation(rng, height, width, ranges=AUGMENTATION):
-    """Parameters of one random transformation within `ranges`: a dict in ImageDataGenerator's terms.
-
-    theta in degrees, tx and ty in pixels, zx and zy as factors, flip_horizontal.
-    """
+    """Parameters of one random transformation within `ranges`: a dict in ImageDataGenerator's terms. theta
+    in degrees, tx and ty in pixels, zx and zy as factors, flip_horizontal."""
     zoom = ranges["zoom_range"]
     return {
         "theta": rng.uniform(-ranges["rotation_range"], ranges["rotation_range"]),
@@ -298,14 +121,12 @@ def draw_augmentation(rng, height, width, ranges=AUGMENTATION):
 
 
 # What `draw_augmentation` gives for an image that stays as it is.
-STILL = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": 0}
+IN_PLACE = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": 0}
 
 
 def affine_maps(draws, height, width):
     """Rotation, shift and zoom about the centre, then the mirror, as one map from output to input pixels.
-
-    draws: dicts of `draw_augmentation`. Returns float32 (b, 6), as `inputs.move_pixels` takes them.
-    """
+    draws: dicts of `draw_augmentation`. Returns float32 (b, 6), as `move_pixels` takes them."""
     draw = {key: np.array([draw[key] for draw in draws], "float64") for key in draws[0]}
     cos, sin = np.cos(np.deg2rad(draw["theta"])), np.sin(np.deg2rad(draw["theta"]))
     zero, one, mirrored = np.zeros(len(draws)), np.ones(len(draws)), draw["flip_horizontal"]
@@ -322,51 +143,89 @@ def affine_maps(draws, height, width):
     return maps[:, :2].reshape(-1, 6).astype("float32")
 
 
-# VGG16 and its heads ---------------------------------------------------------------------
+def move_pixels(images, maps):
+    """Each image seen through its map: one resampling, bilinear, the edges repeated.
 
-
-def build_model(image_size, classes, head, l2=0.01, name="vgg16"):
-    """VGG16's 13 convolutions with one of study.HEADS and a softmax, all weights new.
-
-    Input float32 (b, image_size, image_size, 3) from `preprocess_input`, output (b, classes).
-    Dense layers are named fc1, fc2, fc3, predictions.
+    images: uint8 or float (b, h, w, channels). maps: float32 (b, 6), from output to input pixels: column =
+    a0 x + a1 y + a2, row = a3 x + a4 y + a5. Returns float32 like images. A gather, as that compiles with
+    XLA on every backend; `keras.ops.image.affine_transform` does not on TensorFlow.
     """
-    import keras
+    height, width, channels = images.shape[1:]
+    a = ops.reshape(maps, (-1, 6, 1, 1))
+    x = ops.reshape(ops.arange(width, dtype="float32"), (1, 1, width))
+    y = ops.reshape(ops.arange(height, dtype="float32"), (1, height, 1))
+    column, row = a[:, 0] * x + a[:, 1] * y + a[:, 2], a[:, 3] * x + a[:, 4] * y + a[:, 5]  # (b, h, w)
+    left, top = ops.floor(column), ops.floor(row)
+    right_share, low_share = (column - left)[..., None], (row - top)[..., None]
+    left, top = ops.cast(left, "int32"), ops.cast(top, "int32")
+    pixels = ops.reshape(images, (-1, channels))  # of all images, one after the other
+    first = ops.reshape(ops.arange(ops.shape(images)[0], dtype="int32") * (height * width), (-1, 1, 1))
 
-    shape = (image_size, image_size, 3)
-    base = keras.applications.VGG16(include_top=False, weights=None, input_shape=shape)
+    def neighbour(down, right):
+        rows, columns = ops.clip(top + down, 0, height - 1), ops.clip(left + right, 0, width - 1)
+        return ops.cast(ops.take(pixels, first + rows * width + columns, axis=0), "float32")
+
+    upper = (1 - right_share) * neighbour(0, 0) + right_share * neighbour(0, 1)
+    lower = (1 - right_share) * neighbour(1, 0) + right_share * neighbour(1, 1)
+    return (1 - low_share) * upper + low_share * lower
+
+
+class MovePixels(layers.Layer):
+    """`move_pixels` as a layer of (images, maps)."""
+
+    def call(self, images, maps):
+        return move_pixels(images, maps)
+
+
+def augmented_model(model):
+    """`model`, with all its layers, on (uint8 images, maps) as `Batches` gives them with `augment`."""
+    images = keras.Input(model.input.shape[1:], dtype="uint8", name="images")
+    maps = keras.Input((6,), name="maps")
+    return keras.Model((images, maps), model(MovePixels(dtype="float32")(images, maps)))
+
+
+def build_model(image_size, classes, head, l2=0.01, seed=None, name="vgg16"):
+    """VGG16's 13 convolutions with one of HEADS and a softmax, all weights new.
+
+    Input (b, image_size, image_size, 3), RGB of 0 to 255; output (b, classes). Preprocessing is that of
+    `keras.applications.vgg16.preprocess_input`, in standard layers, so that a saved network needs none of
+    this code. Dense layers are named fc1, fc2, fc3, predictions. seed: of the head's weights and of
+    dropout.
+    """
+    if seed is not None:
+        keras.utils.set_random_seed(seed)
+    images = keras.Input((image_size, image_size, 3), name="images")
+    offset = [-mean for mean in IMAGENET_MEAN]
+    bgr = ops.flip(images, axis=-1)
+    bgr = layers.Rescaling(1.0, offset=offset, dtype="float32", name="preprocessing")(bgr)
+    base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=bgr)
     x, dense = base.output, 0
-    for kind, *settings in HEADS[head]:
-        if kind == "flatten":
-            layer = keras.layers.Flatten(name="flatten")
-        elif kind == "layers":
+    for kind, *settings in map(str.split, HEADS[head]):
+        if kind == "layers":
             x = pooled_model(base, convolutions(base))[0].output
-            continue
+        elif kind == "flatten":
+            x = layers.Flatten(name="flatten")(x)
         elif kind == "global_average_pooling":
-            layer = keras.layers.GlobalAveragePooling2D(name="global_average_pooling")
-        elif kind == "batch_normalization":
-            layer = keras.layers.BatchNormalization(name="batch_normalization")
+            x = layers.GlobalAveragePooling2D(name="global_average_pooling")(x)
+        elif kind == "batch_norm":
+            x = layers.BatchNormalization(name="batch_normalization")(x)
         elif kind == "dropout":
             # Without a seed of its own it would draw from PyTorch's global state, which no file holds;
             # this one is Keras' default, and follows set_random_seed.
             seed = random.randint(1, 10**9)
-            layer = keras.layers.Dropout(settings[0], seed=seed, name=f"dropout{dense}")
+            x = layers.Dropout(float(settings[0]), seed=seed, name=f"dropout{dense}")(x)
         else:
             dense += 1
             penalty = keras.regularizers.L2(l2) if "l2" in settings else None
-            layer = keras.layers.Dense(
-                settings[0], activation="relu", kernel_regularizer=penalty, name=f"fc{dense}"
-            )
-        x = layer(x)
-    x = keras.layers.Dense(classes, activation="softmax", name="predictions")(x)
-    return keras.Model(base.input, x, name=name)
+            x = layers.Dense(int(settings[0]), "relu", kernel_regularizer=penalty, name=f"fc{dense}")(x)
+    # a softmax in bfloat16 would have three digits
+    x = layers.Dense(classes, activation="softmax", dtype="float32", name="predictions")(x)
+    return keras.Model(images, x, name=name)
 
 
 def convolutions(model):
     """Names of the convolutions of `model`, first to last."""
-    import keras
-
-    return [layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    return [layer.name for layer in model.layers if isinstance(layer, layers.Conv2D)]
 
 
 def reads_every_layer(model):
@@ -375,27 +234,31 @@ def reads_every_layer(model):
 
 
 def set_trainable(model, blocks):
-    """Make the convolutions of `blocks` and every layer of the head trainable, nothing else.
-
-    Takes effect at the next compile.
-    """
+    """Make the convolutions of `blocks` and every layer of the head trainable, nothing else. Takes effect
+    at the next compile."""
     for name in convolutions(model):
         model.get_layer(name).trainable = name.split("_")[0] in blocks
 
 
 def split_model(model, boundary):
     """Two models that share the layers of `model`, up to and from the layer named `boundary`."""
-    import keras
-
-    names = [layer.name for layer in model.layers]
     lower = keras.Model(model.input, model.get_layer(boundary).output)
     x = inputs = keras.Input(lower.output.shape[1:])
+    names = [layer.name for layer in model.layers]
     for layer in model.layers[names.index(boundary) + 1 :]:
         x = layer(x)
     return lower, keras.Model(inputs, x)
 
 
-# Callbacks -------------------------------------------------------------------------------
+class ResumedEarlyStopping(keras.callbacks.EarlyStopping):
+    """Early stopping that first sees again the figures of the epochs in `done`, before an interrupt."""
+
+    done = ()
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        for epoch, figures in enumerate(self.done):
+            self.on_epoch_end(epoch, figures)
 
 
 def training_callbacks(checkpoint, done=()):
@@ -404,10 +267,6 @@ def training_callbacks(checkpoint, done=()):
     checkpoint: path that may hold {epoch}. done: the figures of the epochs that an interrupted training has
     behind it. Keras saves neither callback's state, but it follows from these.
     """
-    import keras
-
-    from transfer.fitting import ResumedEarlyStopping
-
     stopping = ResumedEarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE)
     stopping.done = done
     kept = keras.callbacks.ModelCheckpoint(
@@ -418,37 +277,63 @@ def training_callbacks(checkpoint, done=()):
         save_weights_only=True,
         initial_value_threshold=max((row["val_accuracy"] for row in done), default=None),
     )
-    kept.async_safe = True  # it acts at the end of epochs, so no batch's loss need be waited for
+    kept.async_safe = True  # it acts at the end of epochs, so Keras need not wait for each batch's loss
     return [stopping, kept]
+
+
+class RecordEpoch(keras.callbacks.Callback):
+    """Has `resume` (train.Resume) remember each epoch of `network`; to be called after the checkpoint.
+    settings: what its row of the history says beside the figures."""
+
+    def __init__(self, resume, network, settings):
+        super().__init__()
+        self.resume, self.network, self.settings = resume, network, settings
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = self.settings | {key: float(logs[key]) for key in FIGURES}
+        self.resume.end_epoch(self.network, self.model, row)
+
+
+class ProgressLines(keras.callbacks.Callback):
+    """Within an epoch, a line now and then where the output is no terminal: images a second, time left."""
+
+    async_safe = True  # Keras need not wait for a batch's loss to call it
+
+    def __init__(self, batches):
+        super().__init__()
+        self.images, self.batch_size = len(batches.labels), batches.batch_size
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.bar = progress(None, f"epoch {epoch + 1}", self.images, " images")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update(max(0, min((batch + 1) * self.batch_size, self.images) - self.bar.n))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.bar.close()
 
 
 # Layer-wise pooling ----------------------------------------------------------------------
 
 
-def feature_layers(model, layers):
-    """Names of the layers of `model` that --layers names, first to last.
+def feature_layers(model, wanted):
+    """Names of the layers of `model` that --layers names, first to last: see `select_layers`."""
+    dense = [layer.name for layer in model.layers if isinstance(layer, layers.Dense)]
+    return select_layers(convolutions(model) + [name for name in dense if name != "predictions"], wanted)
+
+
+def select_layers(known, wanted):
+    """The names among `known` that --layers names.
 
     "all": every convolution and dense layer but the softmax; "conv": the convolutions; "last": the
     last convolution of each block; or names separated by commas. BadInput for an unknown name.
     """
-    import keras
-
-    conv = convolutions(model)
-    dense = [layer.name for layer in model.layers if isinstance(layer, keras.layers.Dense)]
-    known = conv + [name for name in dense if name != "predictions"]
-    return select_layers(known, layers)
-
-
-def select_layers(known, layers):
-    """The names among `known` that --layers names; see `feature_layers`."""
     conv = [name for name in known if "_conv" in name]
-    if layers == "all":
-        return known
-    if layers == "conv":
-        return conv
-    if layers == "last":
+    if wanted in ("all", "conv"):
+        return known if wanted == "all" else conv
+    if wanted == "last":
         return list({name.split("_")[0]: name for name in conv}.values())
-    names = [name.strip() for name in layers.split(",")]
+    names = [name.strip() for name in wanted.split(",")]
     for name in names:
         if name not in known:
             raise BadInput(
@@ -464,28 +349,22 @@ def pooled_model(model, names):
     are (STUDY, "Feature extraction"). Returns (model with output float32 (b, n_features),
     {layer: [first column, column after its last]}).
     """
-    import keras
-
     outputs, columns, start = [], {}, 0
     for name in names:
         output = model.get_layer(name).output
         if len(output.shape) == 4:
-            output = keras.layers.GlobalAveragePooling2D(name=f"{name}_mean", dtype="float32")(output)
+            output = layers.GlobalAveragePooling2D(name=f"{name}_mean", dtype="float32")(output)
         outputs.append(output)
         columns[name] = [start, start + output.shape[-1]]
         start += output.shape[-1]
-    joined = (
-        keras.layers.Concatenate(name="features", dtype="float32")(outputs)
-        if len(outputs) > 1
-        else outputs[0]
-    )
+    joined = outputs[0]
+    if len(outputs) > 1:
+        joined = layers.Concatenate(name="features", dtype="float32")(outputs)
     return keras.Model(model.input, joined), columns
 
 
-def discretise(features):
-    """-1 below -0.25, +1 above 0.15, else 0, for standardised features (n, n_features); float32.
-
-    The thresholds of the full-network embedding (Garcia-Gasulla et al. 2018).
-    """
+def discretize(features):
+    """-1 below -0.25, +1 above 0.15, else 0, for standardised features (n, n_features); float32. The
+    thresholds of the full-network embedding (Garcia-Gasulla et al. 2018)."""
     low, high = EMBEDDING_THRESHOLDS
     return (features > high).astype("float32") - (features < low)

@@ -11,68 +11,51 @@ The study's five strategies for head iii:
     --unfreeze stepped                       dense, then + block4 + block5, then all layers
     --unfreeze stepped --final-augment       then one more training with augmentation
 
-Beside the study's recipe there is a stronger one (recipes.py):
+Beside the study's recipe there is a stronger one:
     python finetune.py --recipe strong
 """
 
-import argparse
-
-from common import add_shared_arguments, parse_arguments, resolve_arguments, script_parser
-from transfer.dataset import load_dataset
-from transfer.recipes import (
-    add_recipe_arguments,
-    add_training_arguments,
-    apply_recipe,
-    fine_tuning_rows,
-    plan_steps,
-)
-from transfer.screen import run_script
-from transfer.study import UNFREEZE
-from transfer.training import run_training
+from transfer import flags
+from transfer.screen import print_configuration, run_script
 
 
 def parse_args(argv=None):
-    parser = script_parser(__doc__)
-    group = parser.add_argument_group("the strategy")
-    group.add_argument(
-        "--head",
-        choices=("i", "ii", "iii", "layers"),
-        help="the study's, or the softmax on every convolution's mean (default: iii, or the recipe's)",
-    )
-    group.add_argument(
-        "--unfreeze",
-        choices=tuple(UNFREEZE),
-        help="what trains after the dense layers (default: none, or the recipe's)",
-    )
-    group.add_argument(
-        "--augment", action=argparse.BooleanOptionalAction, help="augment the training images in every step"
-    )
-    group.add_argument(
-        "--final-augment",
-        action="store_true",
-        help="after the last step, train once more what it trained, with augmentation",
-    )
-    add_recipe_arguments(parser)
-    add_training_arguments(parser)
-    add_shared_arguments(parser, resume=True)
-    args = parse_arguments(parser, argv)
-    apply_recipe(args)
-    return args
+    parser = flags.script_parser(__doc__)
+    flags.add_strategy_arguments(parser)
+    flags.add_training_arguments(parser)
+    flags.add_shared_arguments(parser)
+    return flags.apply_recipe(parser.parse_args(argv))
+
+
+def name_of(args):
+    """The strategy as part of the run's name."""
+    strong, augment = "strong-" * (args.recipe == "strong"), "-augment" * args.augment
+    return f"finetune-{args.head}-{strong}{args.unfreeze}{augment}" + "-final-augment" * args.final_augment
 
 
 def main(argv=None):
     args = parse_args(argv)
-    dataset = load_dataset(args.data, args.seed)
-    resolve_arguments(args, dataset)
-    name = (
-        f"finetune-{args.head}-"
-        + "strong-" * (args.recipe == "strong")
-        + args.unfreeze
-        + "-augment" * args.augment
-        + "-final-augment" * args.final_augment
-    )
-    study = [] if dataset.in_folders else fine_tuning_rows(vars(args))
-    run = run_training(args, dataset, args.head, plan_steps(args), name, study)
+
+    from common import build_model
+    from transfer import data, images, network, runs, train
+
+    dataset = data.load_dataset(args.data, args.seed)
+    flags.resolve_arguments(args, dataset)
+    with network.on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
+        print_configuration(args, dataset, computes_on)
+        classes, name = len(dataset.labels), f"vgg16_{dataset.name}"
+        model = build_model(args.image_size, classes, args.head, args.l2, args.seed, name)
+        network.load_weights(model, args.weights, args.seed)
+        model = network.with_precision(model, args.precision)
+        settings = (args.image_size, args.cache, args.skip_unreadable)
+        dataset = images.load_images(dataset, ("train", "val"), *settings)
+        steps = train.plan_steps(args)
+        config = runs.describe_run(args, dataset, **train.decisive(steps, model))
+        with runs.start_run(config, name_of(args), args.out, share) as run:
+            history = train.train_steps(model, steps, dataset, args.cache, run)
+            metrics = train.write_metrics(run, dataset, history)
+            study = [] if dataset.in_folders else train.fine_tuning_rows(vars(args))
+            train.print_metrics(run, metrics, study)
     print(f"Next: python test_model.py --run {run}")
 
 

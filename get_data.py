@@ -10,10 +10,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from common import natural, positive, script_parser
-from transfer.dataset import DEFAULT_DATA, DEMO_DATA, load_dataset
-from transfer.demo import DEMO_TRAIN, write_demo
-from transfer.files import lock_of, locked
+from transfer import flags
 from transfer.screen import BadInput, print_notice, run_script
 
 MAME_URL = "https://storage.hpai.bsc.es/mame-dataset"
@@ -25,36 +22,26 @@ ARCHIVES = {  # name -> md5 where it is known
 
 def fetch_archive(name, md5, url, root):
     """Download one archive of MAMe and unpack it below `root`; returns the folder unpacked to.
-
-    `keras.utils.get_file` shows progress, checks the md5 and unpacks nothing outside its folder.
-    """
-    import keras
+    `keras.utils.get_file` shows progress, checks the md5 and unpacks nothing outside its folder."""
+    from common import keras
 
     folder = root / "download"
     archive = folder / name
     # A download that was killed leaves a part of the archive; without an md5 only this tells.
     whole = archive.exists() and zipfile.is_zipfile(archive)
+    settings = {"cache_dir": str(root), "cache_subdir": "download", "file_hash": md5}
+    settings |= {"extract": True, "archive_format": "zip", "force_download": not whole}
     try:
         with warnings.catch_warnings(action="ignore"):  # what it skipped or could not unpack is found below
-            keras.utils.get_file(
-                name,
-                f"{url.rstrip('/')}/{name}",
-                file_hash=md5,
-                cache_dir=str(root),
-                cache_subdir="download",
-                extract=True,
-                archive_format="zip",
-                force_download=not whole,
-            )
+            keras.utils.get_file(name, f"{url.rstrip('/')}/{name}", **settings)
     except Exception as error:  # get_file raises bare Exception where the network fails
         archive.unlink(missing_ok=True)
-        raise BadInput(
-            f"{name} could not be fetched from {url} ({error}); try again, or name a mirror by --url."
-        ) from None
+        reason = f"could not be fetched from {url} ({error})"
+        raise BadInput(f"{name} {reason}; try again, or name a mirror with --url.") from None
     unpacked = folder / f"{name.removesuffix('.zip')}_extracted"
     if not unpacked.is_dir():
         archive.unlink(missing_ok=True)
-        raise BadInput(f"{name} from {url} is not a zip archive; try again, or name a mirror by --url.")
+        raise BadInput(f"{name} from {url} is not a zip archive; try again, or name a mirror with --url.")
     return unpacked
 
 
@@ -62,7 +49,7 @@ def place(unpacked, name, target):
     """Move the file or folder `name`, wherever it was unpacked, to `target`."""
     found = sorted(unpacked.rglob(name))
     if not found:
-        raise BadInput(f"The archive has no {name}; it is not MAMe's, so name another by --url.")
+        raise BadInput(f"The archive has no {name}, so it is not MAMe's; name another with --url.")
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(found[0], target)
 
@@ -85,47 +72,40 @@ def fetch_mame(root, url):
 
 def check_files(dataset):
     """Print what the dataset holds; BadInput that names every image that is missing."""
+    missing, folder = [], dataset.image_folder
     for name, split in dataset.splits.items():
         print(f"  {name:<6}{len(split.files):>7} images")
-    missing = [
-        file
-        for split in dataset.splits.values()
-        for file, (size, _) in zip(split.files, split.stamps)
-        if size < 0
-    ]
+        missing += split.files[split.stamps[:, 0] < 0].tolist()
     if missing:
-        shown = "\n".join(f"  {file}" for file in missing)
-        raise BadInput(
-            f"{len(missing)} images listed in the metadata are missing in {dataset.image_folder}; "
-            f"delete that folder and run get_data.py again:\n{shown}"
-        )
-    print(f"Every image listed is in {dataset.image_folder}; {len(dataset.labels)} mediums.")
+        found = f"{len(missing)} images listed in the metadata are missing in {folder}"
+        files = "\n  ".join(missing)
+        raise BadInput(f"{found}; delete that folder and run get_data.py again:\n  {files}")
+    print(f"Every image listed is in {folder}; {len(dataset.labels)} mediums.")
 
 
 def parse_args(argv=None):
-    parser = script_parser(__doc__)
+    parser = flags.script_parser(__doc__)
     parser.add_argument("what", choices=("mame", "demo"))
     parser.add_argument("--data", metavar="DIR", help="where to put it (default: data/mame, data/demo)")
     parser.add_argument("--url", default=MAME_URL, help="where MAMe's archives lie (default: %(default)s)")
-    parser.add_argument("--seed", type=natural, default=0, help="of the demo (default: %(default)s)")
-    parser.add_argument(
-        "--per-class",
-        type=positive,
-        default=DEMO_TRAIN,
-        metavar="N",
-        help="the demo's train images a class; the other splits in proportion (default: %(default)s)",
-    )
+    parser.add_argument("--seed", type=flags.natural, default=0, help="of the demo (default: %(default)s)")
+    text = "the demo's train images a class; the other splits in proportion (default: %(default)s)"
+    parser.add_argument("--per-class", type=flags.positive, default=24, metavar="N", help=text)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
+    from transfer.data import DEFAULT_DATA, DEMO_DATA, load_dataset
+    from transfer.demo import write_demo
+    from transfer.store import locked
+
     if args.what == "mame":
         root = Path(args.data or DEFAULT_DATA)
-        with locked(lock_of(root)):
+        with locked(root):
             fetch_mame(root, args.url)
     else:
-        root = write_demo(args.data or DEMO_DATA, args.seed, args.per_class / DEMO_TRAIN)
+        root = write_demo(args.data or DEMO_DATA, args.seed, args.per_class)
     dataset = load_dataset(root)
     print_notice(dataset.notice)
     check_files(dataset)

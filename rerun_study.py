@@ -1,12 +1,12 @@
 """Rerun the whole study: every row of its tables in order, ours beside it, and then what beats it.
 
-    python rerun_study.py                          on MAMe (the demo dataset where that is absent)
+    python rerun_study.py                          on MAMe (the demo dataset where that is missing)
     python rerun_study.py --data DIR --seeds 0 1 2      on any pictures, with standard errors
 
 Each command that it runs is printed as it would be typed, and its run lies in <out>/seed-<N>/. A strategy
 begins with the steps of shorter ones, so four trainings give all rows of fine-tuning. After them come the
-linear classifier and the strong recipe of docs/better.md. Interrupted, or with more seeds, the same command
-goes on with what is missing. Writes rows.csv to <out>.
+linear classifier and the strong recipe of docs/better.md. The same command again resumes, also with more
+seeds. Writes rows.csv to <out>.
 """
 
 import subprocess
@@ -15,51 +15,49 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-from common import add_shared_arguments, natural, resolve_arguments, script_parser
-from transfer.dataset import load_dataset
-from transfer.files import LOCK, locked, read_json, write_csv, write_json
-from transfer.recipes import add_training_arguments
-from transfer.report import study_rows
-from transfer.runs import read_run
+from transfer.flags import (
+    add_shared_arguments,
+    add_training_arguments,
+    natural,
+    resolve_arguments,
+    script_parser,
+)
 from transfer.screen import BadInput, print_configuration, print_notice, print_table, run_script
 from transfer.study import CLAIMS, TEST_FIGURES, VAL_ACCURACY
 
 FOREST = ("random_forest.py", "--leaf", "2", "--trees", "50")
-# Run's name: its script and flags. A forest's "--model" is the run of that name; the others stand on the
-# original VGG16.
+# The run's name: its script and flags; "--weights" names the run of a network that was fine-tuned before.
 COMMANDS = {
     "head-i": ("finetune.py", "--head", "i"),
     "head-ii": ("finetune.py", "--head", "ii"),
     "stepped": ("finetune.py", "--head", "iii", "--unfreeze", "stepped", "--final-augment"),
     "all-augment": ("finetune.py", "--head", "iii", "--unfreeze", "all", "--augment"),
     "forests": ("random_forest.py", "--grid"),
-    "forest-on-all-augment": (*FOREST, "--model", "all-augment"),
-    "forest-on-stepped": (*FOREST, "--model", "stepped"),
+    "forest-on-all-augment": (*FOREST, "--weights", "all-augment"),
+    "forest-on-stepped": (*FOREST, "--weights", "stepped"),
 }
-# What is not the study's: the run's name, and its script and flags.
-OURS = {
-    "linear": ("random_forest.py", "--classifier", "linear", "--discretize"),
+OURS = {  # what is not the study's
+    "linear": ("random_forest.py", "--classifier", "linear"),
     "strong": ("finetune.py", "--recipe", "strong"),
 }
-TITLES = {"linear": "ours: linear classifier, discretised", "strong": "ours: the strong recipe"}
+TITLES = {"linear": "ours: linear classifier", "strong": "ours: the strong recipe"}
 FINE_TUNED = {  # the row of the forest on each fine-tuned network
     "forest-on-all-augment": "forest on: all unfrozen, augmentation",
     "forest-on-stepped": "forest on: second fine-tuned model",
 }
-OF_FORESTS = ("image_size", "batch_size", "cache", "skip_unreadable", "precision", "devices")
+OF_FORESTS = ("data", "weights", "image_size", "batch_size", "cache", "skip_unreadable", "precision")
 
 
 def parse_args(argv=None):
     parser = script_parser(__doc__)
-    parser.add_argument(
-        "--seeds", type=natural, nargs="+", default=[0], metavar="N", help="of the runs (default: 0)"
-    )
+    text = "of the runs (default: 0)"
+    parser.add_argument("--seeds", type=natural, nargs="+", default=[0], metavar="N", help=text)
     add_training_arguments(parser)
     add_shared_arguments(parser)
     parser.set_defaults(seed=None)
     args = parser.parse_args(argv)
-    if args.seed is not None or args.workers:
-        raise BadInput("rerun_study.py takes --seeds instead of --seed, and no --workers.")
+    if args.seed is not None or args.processes:
+        raise BadInput("rerun_study.py takes --seeds instead of --seed, and no --processes.")
     del args.seed
     return args
 
@@ -73,21 +71,17 @@ def given_flags(settings):
     return flags
 
 
-def plan(args, out):
+def plan(settings, seeds, out):
     """The commands of the rerun in their order: [(the run's folder, script, flags)]."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("seeds", "out")}
-    of_forests = {"data": args.data} | {key: settings[key] for key in OF_FORESTS}
+    of_forests = {key: settings[key] for key in OF_FORESTS}
     commands = []
-    for seed in args.seeds:
-        folder = out / f"seed-{seed}"
+    for folder, seed in ((out / f"seed-{seed}", seed) for seed in seeds):
         for name, (script, *flags) in (COMMANDS | OURS).items():
-            shared = settings if script == "finetune.py" else of_forests
-            if "--model" in flags:
-                flags[-1] = folder / flags[-1]
-            elif script == "random_forest.py" and args.weights:
-                flags += ["--model", args.weights]
+            shared = dict(settings if script == "finetune.py" else of_forests)
+            if "--weights" in flags:
+                flags[-1], shared["weights"] = folder / flags[-1], None
             flags = [*flags, *given_flags(shared), "--seed", seed, "--out", folder / name]
-            commands.append((folder / name, script, [str(flag) for flag in flags]))
+            commands.append((folder / name, script, list(map(str, flags))))
     return commands
 
 
@@ -95,114 +89,105 @@ def call(script, flags):
     """Run a script in a process of its own; BadInput where it fails."""
     done = subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *flags])
     if done.returncode:
-        raise BadInput(
-            f"python {script} ended with status {done.returncode}, see above; mend that, and the same "
-            "command goes on."
-        )
+        advice = "fix this, then run the same command again to resume"
+        raise BadInput(f"python {script} ended with status {done.returncode}, see above; {advice}.")
 
 
-def rerun(commands):
-    """Run the commands whose runs are not finished, each in a process of its own."""
-    for number, (run, script, flags) in enumerate(commands, 1):
-        print(f"[{number} of {len(commands)}] python {script} {' '.join(flags)}", flush=True)
-        if (run / "metrics.json").exists():
-            print(f"  finished before: {run}/", flush=True)
-            continue
-        call(script, flags)
-
-
-def test_best(runs, args):
+def test_best(runs, settings):
     """Take the best of the `runs` (folders) to the test split, once; returns its accuracy there."""
-    best = max(map(read_run, runs), key=lambda run: run.metrics["val_accuracy"]).folder
+    from transfer import runs as folders
+    from transfer import store
+
+    best = max(map(folders.read_run, runs), key=lambda run: run.metrics["val_accuracy"]).folder
     report = best / "test" / "metrics.json"
     if not report.exists():
-        settings = {"run": best, "runs": best.parent, "data": args.data, "cache": args.cache}
-        settings |= {"skip_unreadable": args.skip_unreadable}
-        call("test_model.py", given_flags(settings))
-    return read_json(report)["accuracy"]
+        shared = {key: settings[key] for key in ("data", "cache", "skip_unreadable")}
+        call("test_model.py", given_flags({"run": best, "runs": best.parent} | shared))
+    return store.read_json(report)["accuracy"]
 
 
 def figures_of(runs):
     """{row of the study, or title of OURS: our val_accuracy} of finished runs {name: its folder}."""
+    from transfer.report import study_rows
+    from transfer.runs import read_run
+
     found = {title: read_run(runs[name]).metrics["val_accuracy"] for name, title in TITLES.items()}
     for name, run in runs.items():
         only = FINE_TUNED.get(name)  # of the rows that the study gives for fine-tuned networks
-        rows = study_rows(read_run(run))
-        found |= {row: ours for row, _, ours in rows if only in (None, row)}
+        found |= {row: ours for row, _, ours in study_rows(read_run(run)) if only in (None, row)}
     return found
 
 
-def mean_and_error(values):
-    """The mean of figures, one a seed, and its standard error; that is None where there is one alone."""
-    return mean(values), stdev(values) / sqrt(len(values)) if len(values) > 1 else None
-
-
-def shown(mean, error, sign=""):
-    """In percent, with its standard error where there is one."""
-    return f"{100 * mean:{sign}.2f}" + (f" +- {100 * error:.2f}" if error is not None else "")
+def in_percent(values, sign=""):
+    """The mean of figures, one a seed, in percent; where there are several, with its standard error."""
+    error = f" +- {100 * stdev(values) / sqrt(len(values)):.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):{sign}.2f}{error}"
 
 
 def print_rows(figures, tested, dataset):
-    """Every row of the study beside ours, then what is not the study's.
+    """Every row of the study beside ours, then what is not the study's, then the study's conclusions.
 
     figures: {row: [val_accuracy of each seed]}. tested: {"study" or "ours": [accuracy of the best of these
     rows on the test split, of each seed]}.
     """
     print_notice(dataset.notice)
     print("The study's rows: accuracy on the validation split in percent, +- standard error over the seeds")
-    rows = [
-        (row, f"{study:.2f}", shown(*mean_and_error(figures[row]))) for row, study in VAL_ACCURACY.items()
-    ]
+    header = ("study, MAMe", f"ours, {dataset.name}")
+    rows = [(row, f"{study:.2f}", in_percent(figures[row])) for row, study in VAL_ACCURACY.items()]
     study = f"{100 * TEST_FIGURES['accuracy']:.0f}"
-    rows.append(("the best of these on the test split", study, shown(*mean_and_error(tested["study"]))))
-    rows += [(row, "-", shown(*mean_and_error(figures[row]))) for row in TITLES.values()]
-    rows.append(("ours: the better one on the test split", "-", shown(*mean_and_error(tested["ours"]))))
-    gain, error = mean_and_error([a - b for a, b in zip(tested["ours"], tested["study"])])
-    rows.append(("ours: ahead of the study's best there, points", "-", shown(gain, error, "+")))
-    print_table(("row", "study, MAMe", f"ours, {dataset.name}"), rows)
+    rows.append(("the best of these on the test split", study, in_percent(tested["study"])))
+    rows += [(row, "-", in_percent(figures[row])) for row in TITLES.values()]
+    rows.append(("ours: the better one on the test split", "-", in_percent(tested["ours"])))
+    gain = in_percent([a - b for a, b in zip(tested["ours"], tested["study"])], "+")
+    rows.append(("ours: ahead of the study's best there, points", "-", gain))
+    print_table(("row", *header), rows)
     print("\nDoes what the study says hold here? Differences, paired by seed, in points")
     rows = []
     for claim, ahead, behind in CLAIMS:
-        difference, error = mean_and_error([a - b for a, b in zip(figures[ahead], figures[behind])])
-        clear = error is not None and abs(difference) > 2 * error
-        holds = ("yes" if difference > 0 else "no") if clear else "not clear"
-        study = VAL_ACCURACY[ahead] - VAL_ACCURACY[behind]
-        rows.append((claim, f"{study:+.2f}", shown(difference, error, "+"), holds))
-    print_table(("claim", "study, MAMe", f"ours, {dataset.name}", "holds here"), rows)
-    print(
-        "(clear is what is more than two standard errors from 0; how few images a split has adds to those)"
-    )
+        gains = [a - b for a, b in zip(figures[ahead], figures[behind])]
+        clear = len(gains) > 1 and abs(mean(gains)) > 2 * stdev(gains) / sqrt(len(gains))
+        holds = ("yes" if mean(gains) > 0 else "no") if clear else "not clear"
+        study = f"{VAL_ACCURACY[ahead] - VAL_ACCURACY[behind]:+.2f}"
+        rows.append((claim, study, in_percent(gains, "+"), holds))
+    print_table(("claim", *header, "holds here"), rows)
+    print("(clear: more than two standard errors from 0; that a split has few images adds to those)")
 
 
 def main(argv=None):
     args = parse_args(argv)
+    import common  # noqa: F401, Keras first, without its start-up lines
+    from transfer import store
+    from transfer.data import load_dataset
+
     dataset = load_dataset(args.data, args.seeds[0])
     resolve_arguments(args, dataset)
     out = Path(args.out or Path("runs") / f"study-{dataset.name}")
     print_configuration(args, dataset)
-    with locked(out / LOCK):
-        same = {key: value for key, value in vars(args).items() if key not in ("seeds", "out")}
-        same = {"arguments": same, "fingerprint": dataset.fingerprint}
-        settings = out / "study.json"
-        if settings.exists() and read_json(settings) != same:
+    settings = {key: value for key, value in vars(args).items() if key not in ("seeds", "out")}
+    with store.locked(out):
+        out.mkdir(exist_ok=True)
+        record, same = out / "study.json", {"arguments": settings, "fingerprint": dataset.fingerprint}
+        if record.exists() and store.read_json(record) != same:
             raise BadInput(f"{out} holds a rerun with other settings; name another folder with --out.")
-        write_json(settings, same)
-        commands = plan(args, out)
-        rerun(commands)
+        store.write_json(record, same)
+        commands = plan(settings, args.seeds, out)
+        for number, (run, script, flags) in enumerate(commands, 1):
+            print(f"[{number} of {len(commands)}] python {script} {' '.join(flags)}", flush=True)
+            if (run / "metrics.json").exists():
+                print(f"  finished before: {run}/", flush=True)
+            else:
+                call(script, flags)
         figures, tested = {}, {"study": [], "ours": []}
-        for seed in args.seeds:
-            folder = out / f"seed-{seed}"
-            tested["study"].append(test_best([folder / name for name in COMMANDS], args))
-            tested["ours"].append(test_best([folder / name for name in OURS], args))
+        for folder in (out / f"seed-{seed}" for seed in args.seeds):
+            tested["study"].append(test_best([folder / name for name in COMMANDS], settings))
+            tested["ours"].append(test_best([folder / name for name in OURS], settings))
             for row, ours in figures_of({name: folder / name for name in COMMANDS | OURS}).items():
                 figures.setdefault(row, []).append(ours)
-        rows = [
-            {"row": row, "study": VAL_ACCURACY.get(row)}
-            | dict(zip(args.seeds, ours))
-            | {"dataset": dataset.name}
-            for row, ours in figures.items()
-        ]
-        write_csv(out / "rows.csv", rows)
+        rows = []
+        for row, ours in figures.items():
+            row = {"row": row, "study": VAL_ACCURACY.get(row)} | dict(zip(args.seeds, ours))
+            rows.append(row | {"dataset": dataset.name})
+        store.write_csv(out / "rows.csv", rows)
     print()
     print_rows(figures, tested, dataset)
     print(f"\nResults: {out}/ (rows.csv, and a folder of runs for each seed)")

@@ -14,67 +14,23 @@ to RUN/predicted/. Not a pytest file.
 
 from pathlib import Path
 
-import numpy as np
-
-from common import add_shared_arguments, resolve_arguments, script_parser
-from transfer.classifiers import load_pipeline, pipeline_probabilities
-from transfer.dataset import load_dataset
-from transfer.features import Extraction, check_supports, extract_features, load_features
-from transfer.files import LOCK, locked, read_json, write_csv
-from transfer.images import load_images
-from transfer.prediction import (
-    list_pictures,
-    load_classifier,
-    predict_files,
-    print_predictions,
-    ranking,
-    source_of,
-    write_predictions,
-)
-from transfer.report import (
-    compare_answers,
-    evaluate,
-    explain_layers,
-    explain_pictures,
-    explain_test,
-    print_comparison,
-    print_report,
-    print_runs,
-    read_answers,
-    write_report,
-)
-from transfer.runs import finished_runs, numbered, read_run
+from transfer.flags import add_shared_arguments, resolve_arguments, script_parser
 from transfer.screen import BadInput, percent, print_configuration, print_notice, progress, run_script
 
 
 def parse_args(argv=None):
     parser = script_parser(__doc__)
-    group = parser.add_argument_group("what is tested")
-    group.add_argument("--run", metavar="RUN", help="default: the best validation accuracy of all runs")
-    group.add_argument("--runs", default="runs", metavar="DIR", help="default: %(default)s")
-    group.add_argument(
-        "--predict",
-        nargs="+",
-        metavar="PATH",
-        help="leave the test split alone and say what these pictures, or all in these folders, are",
+    add = parser.add_argument_group("what is tested").add_argument
+    add("--run", metavar="RUN", help="default: the best validation accuracy of all runs")
+    add("--runs", default="runs", metavar="DIR", help="default: %(default)s")
+    text = "leave the test split alone and say what these pictures, or all in these folders, are"
+    add("--predict", nargs="+", metavar="PATH", help=text)
+    text = "say whether two runs differ on the test split, and on which classes"
+    add("--compare", nargs=2, metavar="RUN", help=text)
+    text = (
+        "draw why: Grad-CAM (networks) or the importance of each layer (forests), and the most confident "
     )
-    group.add_argument(
-        "--compare",
-        nargs=2,
-        metavar="RUN",
-        help="say whether two runs differ on the test split, and on which classes",
-    )
-    group.add_argument(
-        "--explain",
-        action="store_true",
-        help="draw why: Grad-CAM of each picture or mistake (networks), a gallery of the most confident "
-        "mistakes, the importance of each layer (forests)",
-    )
-    group.add_argument(
-        "--flips",
-        action="store_true",
-        help="have a network look at each picture and its mirror image (helps where --augment trained it)",
-    )
+    add("--explain", action="store_true", help=text + "mistakes")
     add_shared_arguments(parser)
     return parser.parse_args(argv)
 
@@ -82,6 +38,8 @@ def parse_args(argv=None):
 def choose_run(named, runs, dataset):
     """The run that --run names, or the one of the best val_accuracy on this dataset (on any where None is
     given); None where there is no run."""
+    from transfer.runs import read_run
+
     if named:
         return read_run(named)
     if dataset:
@@ -89,55 +47,43 @@ def choose_run(named, runs, dataset):
     return max(runs, key=lambda run: run.metrics["val_accuracy"], default=None)
 
 
-# The test split --------------------------------------------------------------------------
-
-
-def predict_network(dataset, classify, batch_size):
-    """{file: probabilities (n_classes,)} of a network for the test split."""
-    split, predictions = dataset.splits["test"], {}
-    for start in progress(range(0, len(split.files), batch_size), "testing"):
-        rows = np.arange(start, min(start + batch_size, len(split.files)))
-        predictions.update(zip(split.files[rows].tolist(), classify(split.images[rows])))
-    return predictions
-
-
-def predict_pipeline(dataset, run, how):
+def predict_pipeline(dataset, run, settings):
     """{file: probabilities (n_classes,)} of a pipeline for the test split, its features extracted first."""
+    from transfer import classifiers, features, store
+
     stored = run.config["features"]
-    folder, pipeline = Path(stored["folder"]), load_pipeline(run.folder / "pipeline.skops")
-    extract_features(source_of(stored), dataset, ("test",), folder, how)
-    if read_json(folder / "features.json")["weights_sha256"] != stored["weights_sha256"]:
-        raise BadInput(
-            f"The features in {folder} are not those that {run.folder} was fitted on; fit it anew."
-        )
-    features, _, files = load_features(folder, dataset, "test", run.metrics["layers"])
-    return dict(zip(files.tolist(), pipeline_probabilities(pipeline, features, len(dataset.labels))))
+    folder, pipeline = Path(stored["folder"]), classifiers.load_pipeline(run.folder / "pipeline.skops")
+    features.extract_features(features.source_of(stored), dataset, ("test",), folder, settings)
+    if store.read_json(folder / "features.json")["weights_sha256"] != stored["weights_sha256"]:
+        raise BadInput(f"{run.folder} was fitted on other features than those in {folder}; fit it again.")
+    x, _, files = features.load_features(folder, dataset, "test", run.metrics["layers"])
+    return dict(zip(files.tolist(), classifiers.pipeline_probabilities(pipeline, x, len(dataset.labels))))
 
 
 def test(args, runs):
     """Take a run to the test split."""
-    dataset = load_dataset(args.data, args.seed)
+    from transfer import data, report
+
+    dataset = data.load_dataset(args.data, args.seed)
     run = choose_run(args.run, runs, dataset)
     if run is None:
         print_notice(dataset.notice)
-        print_runs(runs, dataset)
+        report.print_runs(runs, dataset)
         print(f"There is no finished run on {dataset.root} in {args.runs}/ yet, so nothing is tested.")
         print("Next: python finetune.py --head iii --unfreeze stepped")
         return
     if run.config["labels"] != dataset.labels:
-        raise BadInput(
-            f"{run.folder} was trained on other classes than those of {dataset.root}; name its --data."
-        )
+        raise BadInput(f"{run.folder} knows other classes than those of {dataset.root}; name its --data.")
     if args.image_size not in (None, run.image_size):
-        raise BadInput(f"{run.folder} takes images of {run.image_size} pixels; leave --image-size out.")
+        raise BadInput(f"{run.folder} takes images of {run.image_size} pixels; drop --image-size.")
     out = Path(args.out or test_folder(dataset, run))
     args.run, args.image_size, args.out = run.folder, run.image_size, out
     resolve_arguments(args, dataset)
     print_configuration(args, dataset)
-    print_runs(runs, dataset)
+    report.print_runs(runs, dataset)
     figures = test_run(args, dataset, run, out)
     print()
-    print_report(figures, dataset)
+    report.print_report(figures, dataset)
     print()
     print_notice(dataset.notice)
     print(f"Results: {out}/ (metrics.json, predictions.csv, confusion_matrix.png)")
@@ -153,92 +99,97 @@ def test_folder(dataset, run):
 
 def test_run(args, dataset, run, out):
     """Test a run and write its report into the folder `out`; returns the figures."""
-    batch_size = args.batch_size or dataset.defaults["batch_size"]
-    print(
-        f"Testing {run.folder} on {len(dataset.splits['test'].files)} images of the test split", flush=True
-    )
-    flips, network = args.flips and run.is_network, None
+    from transfer import explain, features, images, predict, report, store
+
+    batch_size, files = args.batch_size or dataset.defaults["batch_size"], dataset.splits["test"].files
+    print(f"Testing {run.folder} on {len(files)} images of the test split", flush=True)
+    network = None
     if run.is_network:
-        classify, network = load_classifier(run, flips)
-        readable = load_images(dataset, ("test",), run.image_size, args.cache, args.skip_unreadable)
-        predictions = predict_network(readable, classify, batch_size)
+        classify, network = predict.load_classifier(run)
+        readable = images.load_images(dataset, ("test",), run.image_size, args.cache, args.skip_unreadable)
+        split, predictions = readable.splits["test"], {}
+        for start in progress(range(0, len(split.files), batch_size), "testing"):
+            rows = slice(start, start + batch_size)
+            predictions |= zip(split.files[rows].tolist(), classify(split.images[rows]))
     else:
-        how = Extraction(batch_size, args.cache, args.skip_unreadable)
-        predictions = predict_pipeline(dataset, run, how)
-    evaluated = evaluate(dataset, predictions)
-    check_supports(dataset, "test", evaluated[2], args.skip_unreadable)
-    skipped = [file for file in dataset.splits["test"].files.tolist() if file not in predictions]
-    with locked(out / LOCK):
-        write_report(out, run, dataset, evaluated, skipped_images=skipped, flips=flips)
+        settings = features.Extraction(batch_size, args.cache, args.skip_unreadable)
+        predictions = predict_pipeline(dataset, run, settings)
+    tested = report.evaluate(dataset, predictions)
+    with store.locked(out):
+        out.mkdir(exist_ok=True)
+        skipped = [file for file in files.tolist() if file not in predictions]
+        report.write_report(out, run, dataset, tested, skipped)
         if args.explain:
-            explain_test(out, run, dataset, evaluated, network)
-    return evaluated[0]
+            explain.explain_test(out, run, dataset, tested, network)
+    return tested.figures
 
 
 def compare(args):
     """Say whether the two runs of --compare differ on the test split; those not tested yet are first."""
-    first, second = (read_run(folder) for folder in args.compare)
+    from transfer import data, report, runs, store
+
+    first, second = map(runs.read_run, args.compare)
     if first.fingerprint != second.fingerprint:
         raise BadInput(
             f"{first.folder} and {second.folder} are of two datasets; name runs on the same one."
         )
-    dataset = load_dataset(args.data or first.config["dataset"]["folder"], args.seed)
+    dataset = data.load_dataset(args.data or first.config["dataset"]["folder"], args.seed)
     print_notice(dataset.notice)
     answers = []
     for run in (first, second):
         tested = test_folder(dataset, run)
         if not (tested / "predictions.csv").exists():
             test_run(args, dataset, run, tested)
-        answers.append(read_answers(tested / "predictions.csv"))
-    accuracies, rows = compare_answers(*answers, dataset.labels)
-    name = f"compared-with-{second.folder.name}.csv"
-    out = Path(args.out or test_folder(dataset, first)) / name
+        answers.append(report.read_answers(tested / "predictions.csv"))
+    accuracies, rows = report.compare_answers(*answers, dataset.labels)
+    out = Path(args.out or test_folder(dataset, first)) / f"compared-with-{second.folder.name}.csv"
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(out, [{**row, "dataset": dataset.name} for row in rows])
+    store.write_csv(out, [{**row, "dataset": dataset.name} for row in rows])
     print()
-    print_comparison([str(first.folder), str(second.folder)], accuracies, rows)
+    report.print_comparison([str(first.folder), str(second.folder)], accuracies, rows)
     print(f"\nResults: {out}")
     print(f"Next: python test_model.py --run {first.folder} --explain")
 
 
-# Any pictures ----------------------------------------------------------------------------
-
-
-def predict(args, runs):
+def predict(args, finished):
     """Say what the pictures of --predict are; with --explain draw why."""
-    dataset = load_dataset(args.data, args.seed) if args.data else None
-    run = choose_run(args.run, runs, dataset)
+    from transfer import data, explain, predict, runs, store
+
+    run = choose_run(args.run, finished, data.load_dataset(args.data, args.seed) if args.data else None)
     if run is None:
-        raise BadInput(
-            f"There is no finished run in {args.runs}/ that could predict; "
-            "make one with `python finetune.py`, or name one with --run."
-        )
+        advice = "make one with `python finetune.py`, or name one with --run"
+        raise BadInput(f"There is no finished run in {args.runs}/ that could predict; {advice}.")
     name, notice = run.config["dataset"]["name"], run.config["dataset"]["notice"]
     print_notice(notice)
-    files = list_pictures(args.predict)
+    files = predict.list_pictures(args.predict)
     validation = percent(run.metrics["val_accuracy"])
     print(f"{run.folder}, trained on {name} (val accuracy {validation}), says of {len(files)} pictures:")
-    out = Path(args.out or next(p for p in numbered(run.folder / "predicted") if not p.exists()))
+    out = Path(args.out or next(p for p in runs.numbered(run.folder / "predicted") if not p.exists()))
     if (out / "predictions.jsonl").exists():
         raise BadInput(f"{out} holds predictions already; name a new folder with --out.")
-    classify, network = load_classifier(run, args.flips)
-    explain_each = args.explain and run.is_network
-    rankings, unreadable = {}, {}
-    with locked(out / LOCK):
-        batch_size = args.batch_size or run.config["arguments"]["batch_size"]
-        for good, images, probabilities, bad in predict_files(files, classify, run.image_size, batch_size):
-            found = {file: ranking(row, run.config["labels"]) for file, row in zip(good, probabilities)}
+    classify, network = predict.load_classifier(run)
+    explain_each, rankings, unreadable = args.explain and run.is_network, {}, {}
+    batch_size = args.batch_size or run.config["arguments"]["batch_size"]
+    with store.locked(out):
+        out.mkdir(exist_ok=True)
+        for good, images, probabilities, bad in predict.predict_files(
+            files, classify, run.image_size, batch_size
+        ):
+            ranked = [predict.ranking(row, run.config["labels"]) for row in probabilities]
+            ranked = dict(zip(good, ranked))
             if explain_each:
-                explain_pictures(out / "explained", network, images, found, notice, len(rankings) + 1)
-            rankings |= found
+                explain.explain_pictures(
+                    out / "explained", network, images, ranked, notice, len(rankings) + 1
+                )
+            rankings |= ranked
             unreadable |= bad
-        write_predictions(out, run.folder, name, rankings, unreadable)
+        predict.write_predictions(out, run, rankings, unreadable)
     print()
-    print_predictions(rankings, unreadable)
+    predict.print_predictions(rankings, unreadable)
     print()
     if args.explain and not run.is_network:
-        print("Grad-CAM is of networks; for this classifier there is the importance of its layers.")
-        explain_layers(out, run)
+        print("Grad-CAM is for networks; for this classifier there is the importance of its layers.")
+        explain.explain_layers(out, run)
     print_notice(notice)
     if not rankings:
         raise BadInput(f"None of the {len(files)} pictures could be read (see above).")
@@ -250,16 +201,17 @@ def predict(args, runs):
 
 def main(argv=None):
     args = parse_args(argv)
+    import common  # noqa: F401, Keras first, without its start-up lines
+    from transfer import runs, store
+
     if args.compare:
         compare(args)
-        return
-    runs = finished_runs(args.runs)
-    if args.predict:
-        predict(args, runs)
-        return
-    if args.run and args.data is None and (Path(args.run) / "config.json").exists():
-        args.data = read_json(Path(args.run) / "config.json")["dataset"]["folder"]
-    test(args, runs)
+    elif args.predict:
+        predict(args, runs.finished_runs(args.runs))
+    else:
+        if args.run and args.data is None and (Path(args.run) / "config.json").exists():
+            args.data = store.read_json(Path(args.run) / "config.json")["dataset"]["folder"]
+        test(args, runs.finished_runs(args.runs))
 
 
 if __name__ == "__main__":

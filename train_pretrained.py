@@ -3,51 +3,47 @@
     python train_pretrained.py
     python train_pretrained.py --weights none --top gap
 
-Its 13 convolutions are what `python finetune.py --weights RUN` starts from. From scratch they are drawn
-He-normal (He et al. 2015), which keeps the signal's size through all 13; Keras' default, Glorot's
-uniform, halves its variance at each (`benchmarks/initialisation.py` shows both).
+Its 13 convolutions are what `python finetune.py --weights RUN` starts from.
 """
 
-from common import add_shared_arguments, parse_arguments, resolve_arguments, script_parser
-from transfer.dataset import load_dataset
-from transfer.recipes import Step, add_training_arguments
-from transfer.screen import run_script
-from transfer.study import ALL_BLOCKS
-from transfer.training import run_training
+from transfer import flags
+from transfer.screen import print_configuration, run_script
 
 
 def parse_args(argv=None):
-    parser = script_parser(__doc__)
+    parser = flags.script_parser(__doc__)
     group = parser.add_argument_group("the network")
-    group.add_argument(
-        "--top",
-        choices=("fc", "gap"),
-        default="fc",
-        help="after the convolutions: VGG16's own fc1 and fc2 of 4096, or global average pooling "
-        "(default: %(default)s)",
-    )
+    text = "after the convolutions: VGG16's fc1 and fc2 of 4096, or global average pooling (default: fc)"
+    group.add_argument("--top", choices=("fc", "gap"), default="fc", help=text)
     group.add_argument("--augment", action="store_true", help="augment the training images")
-    add_training_arguments(parser, frozen=False)
-    add_shared_arguments(parser, resume=True)
-    return parse_arguments(parser, argv)
+    flags.add_training_arguments(parser, frozen=False)
+    flags.add_shared_arguments(parser)
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    dataset = load_dataset(args.data, args.seed)
-    resolve_arguments(args, dataset)
-    step = Step(
-        "all",
-        ALL_BLOCKS,
-        args.pretrain_learning_rate,
-        args.pretrain_epochs,
-        args.batch_size,
-        args.seed,
-        args.optimizer,
-        args.augment,
-    )
-    name = f"pretrained-{args.top}" + "-augment" * args.augment
-    run = run_training(args, dataset, args.top, [step], name)
+
+    from common import build_model
+    from transfer import data, images, network, runs, train
+
+    dataset = data.load_dataset(args.data, args.seed)
+    flags.resolve_arguments(args, dataset)
+    with network.on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
+        print_configuration(args, dataset, computes_on)
+        classes, name = len(dataset.labels), f"vgg16_{dataset.name}"
+        model = build_model(args.image_size, classes, args.top, seed=args.seed, name=name)
+        network.load_weights(model, args.weights, args.seed)
+        model = network.with_precision(model, args.precision)
+        settings = (args.image_size, args.cache, args.skip_unreadable)
+        dataset = images.load_images(dataset, ("train", "val"), *settings)
+        steps = [train.pretraining_step(args)]
+        config = runs.describe_run(args, dataset, **train.decisive(steps, model))
+        with runs.start_run(
+            config, f"pretrained-{args.top}" + "-augment" * args.augment, args.out, share
+        ) as run:
+            history = train.train_steps(model, steps, dataset, args.cache, run)
+            train.print_metrics(run, train.write_metrics(run, dataset, history))
     print(f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}")
 
 

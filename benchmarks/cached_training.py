@@ -28,11 +28,12 @@ def work(args):
 def measure(args, folder):
     from types import SimpleNamespace
 
-    import common
-    from transfer import training, weights
     from transfer.activations import Kept
     from transfer.recipes import Step
     from transfer.resume import Resume
+
+    import common
+    from transfer import training, weights
 
     keras = common.import_keras()
     keras.utils.set_random_seed(0)

@@ -86,9 +86,9 @@ def main():
     args = parser.parse_args()
 
     from sklearn.pipeline import Pipeline
+    from transfer.dataset import load_dataset
 
     from transfer.classifiers import embedding
-    from transfer.dataset import load_dataset
     from transfer.features import load_features
 
     warnings.filterwarnings("ignore")

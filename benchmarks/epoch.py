@@ -36,10 +36,11 @@ def main():
     )
     parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
-    import common
-    from transfer import training, weights
     from transfer.activations import Kept
     from transfer.recipes import Step
+
+    import common
+    from transfer import training, weights
 
     keras = common.import_keras()
     keras.utils.set_random_seed(0)

@@ -108,8 +108,9 @@ def waiting_model(keras, device):
 
 def extraction(keras, device, images, width, folder, batch_size):
     """Seconds in which `width` values of each image are computed by `device` and stored."""
-    import common
     from transfer.files import ArrayFile, make_array
+
+    import common
 
     values = np.random.default_rng(0).random((batch_size, width), "float32")
 
@@ -142,8 +143,9 @@ def main():
     from transfer.study import AUGMENTATION
 
     keras = common.import_keras()
-    from transfer.devices import STEPS_AT_ONCE
     from transfer.fitting import Feed, ProgressLines
+
+    from transfer.devices import STEPS_AT_ONCE
 
     backend = keras.backend.backend()
     at_once = STEPS_AT_ONCE if backend == "tensorflow" else 1

@@ -69,13 +69,13 @@ def extract(args, model, images):
 def train(args, model, images, folder):
     """Seconds of each epoch, as finetune.py trains it."""
     import keras
+    from transfer.fitting import Feed
+    from transfer.inputs import on_images
+    from transfer.recipes import Step
 
     import common
     from transfer import training
     from transfer.devices import Share
-    from transfer.fitting import Feed
-    from transfer.inputs import on_images
-    from transfer.recipes import Step
     from transfer.study import ALL_BLOCKS, AUGMENTATION
 
     class Clock(keras.callbacks.Callback):

@@ -13,10 +13,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from transfer.dataset import demo_dataset, load_dataset
 
 import common
 from transfer import weights
-from transfer.dataset import demo_dataset, load_dataset
 from transfer.images import load_images
 from transfer.screen import print_table
 

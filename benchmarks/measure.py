@@ -39,9 +39,9 @@ def pictures(count, folder, image_size=224):
     TrashNet's beside the repository; where those are missing, pictures of the demo dataset.
     """
     from PIL import Image
+    from transfer.files import ArrayFile, make_array
 
     from transfer.demo import MEDIUMS, draw_image
-    from transfer.files import ArrayFile, make_array
     from transfer.images import decode_image
 
     paths = sorted(PHOTOGRAPHS.glob("train/*/*.jpg"))

@@ -46,12 +46,13 @@ def main():
     args = parser.parse_args()
     if not PHOTOGRAPHS.is_dir():
         sys.exit("There are no real photographs beside the repository, so there is nothing to measure.")
-    import common
-    from transfer import training, weights
     from transfer.activations import Kept
-    from transfer.images import decode_image
     from transfer.recipes import Step
     from transfer.resume import Resume, best_epoch
+
+    import common
+    from transfer import training, weights
+    from transfer.images import decode_image
 
     keras = common.import_keras()
 

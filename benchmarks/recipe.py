@@ -17,7 +17,6 @@ from statistics import mean, stdev
 
 from ingredients import INGREDIENTS
 from measure import ROOT, describe_machine
-
 from transfer.files import read_json  # noqa: E402
 
 COMPUTED = ("--image-size", "64", "--precision", "bfloat16")

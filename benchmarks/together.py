@@ -10,12 +10,12 @@ import argparse
 
 import numpy as np
 from measure import describe_machine
-
-from test_model import predict_network
 from transfer.dataset import load_dataset
-from transfer.images import load_images
 from transfer.intervals import interval_of
 from transfer.prediction import load_classifier
+
+from test_model import predict_network
+from transfer.images import load_images
 from transfer.report import span
 from transfer.runs import read_run
 from transfer.screen import percent

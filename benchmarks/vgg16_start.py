@@ -25,7 +25,6 @@ def main():
     if not STORED.is_file():
         sys.exit(f"There is no {STORED.name} beside the repository, so there is nothing to write.")
     import h5py
-
     from transfer.files import replace_with_checksum
 
     stored, out = np.load(STORED), Path(args.out)

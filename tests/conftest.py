@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import hashlib
 import importlib
 import json
 import os
@@ -69,12 +68,6 @@ def write_csv(root, rows, header="Image file,Medium,Museum,Museum-based instance
     (root / "MAMe_dataset.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_checksum(path):
-    """Vouch for a damaged file, so that what comes after the checksum is tested."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    Path(f"{path}.sha256").write_text(f"{digest}  {path.name}\n")
-
-
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """made_once(name, make) -> the folder `name`, made by make(folder) in the first process that asks."""
@@ -119,9 +112,9 @@ def stored_features(tiny, made_once):
     """Folder of the features of an untrained VGG16 for the tiny dataset; read only."""
 
     def make(_):
-        call_script("extract_features", "--data", tiny, "--model", "none")
+        call_script("extract_features", "--data", tiny, "--weights", "none")
 
-    (folder,) = (made_once("extraction", make) / "features").iterdir()
+    (folder,) = (made_once("extraction", make) / "features").glob("[!.]*")
     return folder
 
 
@@ -139,21 +132,20 @@ def freed():
 
 def narrow_vgg16(patch):
     """Give VGG16 an eighth of its filters, fc1 and fc2 too, for what does not depend on their number."""
-    import keras
+    import common
+    from common import keras
 
-    from transfer.study import HEADS
-
-    def vgg16(include_top, weights, input_shape):
-        x = inputs = keras.Input(input_shape)
+    def vgg16(include_top, weights, input_tensor):
+        x = input_tensor
         for block, (count, filters) in enumerate(((2, 8), (2, 16), (3, 32), (3, 64), (3, 64)), 1):
             for number in range(1, count + 1):
                 name = f"block{block}_conv{number}"
                 x = keras.layers.Conv2D(filters, 3, activation="relu", padding="same", name=name)(x)
             x = keras.layers.MaxPooling2D(name=f"block{block}_pool")(x)
-        return keras.Model(inputs, x)
+        return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
 
     patch.setattr(keras.applications, "VGG16", vgg16)
-    patch.setitem(HEADS, "fc", (("flatten",), ("dense", 512), ("dense", 512)))
+    patch.setitem(common.HEADS, "fc", ("flatten", "dense 512", "dense 512"))
 
 
 @pytest.fixture

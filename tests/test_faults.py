@@ -1,4 +1,4 @@
-"""Full disks, odd pictures and names, files that were meant to run code, and fuzzed input."""
+"""test_faults"""
 
 import json
 import resource
@@ -11,16 +11,45 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, write_checksum, write_csv
+from conftest import ROOT, write_checksum
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from transfer import weights
-from transfer.dataset import load_dataset
+from transfer import network
+from transfer.data import load_dataset
 from transfer.features import load_features
-from transfer.images import decode_image, load_images
 from transfer.screen import BadInput
+
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+CELLS = st.one_of(
+    st.sampled_from(
+        ["Bronze", "Woodcut", "train", "val", "test", "train.0.0.jpeg", "", " ", "../x", '"', "\0"]
+    ),
+    st.text(max_size=12),
+)
+FLAGS = ["--head", "--unfreeze", "--epochs", "--seed", "--trees", "--leaf", "--grid", "--layers", "--run"]
+VALUES = [
+    "i",
+    "iii",
+    "stepped",
+    "0",
+    "2",
+    "-1",
+    "nan",
+    "1e999",
+    "9" * 30,
+    "all",
+    "",
+    "none",
+    "fc",
+    "nowhere",
+]
 
 
 def run(*command, cwd, **options):
@@ -36,9 +65,6 @@ def assert_refused(done, *words):
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
-
-
-# Disks -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -112,77 +138,12 @@ def test_a_read_only_disk(tiny, mounted, stored_features, command):
     load_features(folder / "features" / stored_features.name, load_dataset(tiny), "val", "all")
 
 
-# Pictures --------------------------------------------------------------------------------
-
-
-def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path):
-    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype("uint16")
-    Image.fromarray(ramp).save(tmp_path / "a.png")
-    decoded = decode_image(tmp_path / "a.png", 64)
-    np.testing.assert_array_equal(decoded[..., 0], ramp >> 8)
-    np.testing.assert_array_equal(decoded[..., 1], decoded[..., 0])
-
-
-def test_of_an_animation_the_first_picture_is_taken(tmp_path):
-    frames = [Image.new("RGB", (40, 40), colour) for colour in ("white", "black", "black")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert decode_image(tmp_path / "a.gif", 40).min() > 250
-
-
-def damage(path):
-    """Every kind of file that is no picture, as {name: how it is written}."""
-    content = path.read_bytes()
-    return {
-        "truncated.jpg": lambda file: file.write_bytes(content[: len(content) // 2]),
-        "text.jpg": lambda file: file.write_text("not a picture"),
-        "empty.jpg": lambda file: file.touch(),
-        "bomb.png": lambda file: Image.new("1", (10_000, 10_000)).save(file),
-        "folder.jpg": lambda file: file.mkdir(),
-        "loop.jpg": lambda file: file.symlink_to(file),
-        "nowhere.jpg": lambda file: file.symlink_to("gone.jpg"),
-    }
-
-
-@pytest.mark.parametrize("cache", ["data/cache", "none"])
-def test_files_that_are_no_pictures_are_all_named(own_tiny, workdir, cache):
-    root, rows = own_tiny
-    first, *_ = (file for file, _, _, split in rows if split == "train")
-    kinds = damage(root / "data_256" / first)
-    for name, write in kinds.items():
-        write(root / "data_256" / name)
-    write_csv(root, [*rows, *((name, "Bronze", "M", "val") for name in kinds)])
-    with pytest.raises(BadInput) as error:
-        load_images(load_dataset(root), ("train", "val"), 32, cache)
-    named = {line.strip() for line in str(error.value).splitlines()[1:]}
-    assert named == set(kinds)
-    dataset = load_images(load_dataset(root), ("val",), 32, cache, skip_unreadable=True)
-    assert set(dataset.skipped) == set(kinds)
-    assert len(dataset.splits["val"].images) == sum(split == "val" for *_, split in rows)
-
-
-def test_names_with_spaces_and_letters_of_any_script(own_tiny, workdir, narrow, script):
-    root, rows = own_tiny
-    names = ["a b.jpg", "Ölgemälde.v2.jpeg", "浮世絵.jpg", "-rf.jpg", "'quoted', twice.jpg"]
-    renamed = dict(zip((file for file, _, _, split in rows if split == "train"), names))
-    for old, new in renamed.items():
-        (root / "data_256" / old).rename(root / "data_256" / new)
-    quoted = [(renamed.get(file, file), *rest) for file, *rest in rows]
-    write_csv(root, [(f'"{file}"', *rest) for file, *rest in quoted])
-    script("extract_features", "--data", root, "--layers", "block1_conv1", "--splits", "train")
-    (folder,) = (workdir / "features").iterdir()
-    _, _, files = load_features(folder, load_dataset(root), "train", "all")
-    assert set(names) <= set(files.tolist())
-
-
-# Files that would run code ---------------------------------------------------------------
-
-
 def test_a_network_with_code_in_it_is_refused(tmp_path):
     inputs = keras.Input((2,))
     outputs = keras.layers.Lambda(lambda x: [Path("/tmp/ran").touch(), x][1])(inputs)
     keras.Model(inputs, outputs).save(tmp_path / "code.keras")
     with pytest.raises(BadInput, match=r"code\.keras"):
-        weights.load_model(tmp_path / "code.keras")
+        network.load_model(tmp_path / "code.keras")
 
 
 def test_features_with_pickles_in_them_are_refused(tiny, tmp_path, stored_features):
@@ -192,21 +153,6 @@ def test_features_with_pickles_in_them_are_refused(tiny, tmp_path, stored_featur
     write_checksum(folder / "val.npy")
     with pytest.raises(BadInput, match="damaged"):
         load_features(folder, load_dataset(tiny), "val", "all")
-
-
-def test_a_changed_network_is_refused_wherever_it_is_used(tiny, workdir, narrow, script):
-    script("finetune", "--data", tiny, "--head", "i", "--epochs", "1", "--out", "run")
-    path = workdir / "run" / "model.keras"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    for command in (
-        ("test_model", "--run", "run"),
-        ("finetune", "--weights", "run"),
-        ("extract_features", "--model", "run"),
-    ):
-        with pytest.raises(BadInput, match=r"model\.keras.*another sha256"):
-            script(*command, "--data", tiny)
 
 
 def test_links_in_an_archive_lead_nowhere(tmp_path, tiny, monkeypatch, script):
@@ -226,9 +172,6 @@ def test_links_in_an_archive_lead_nowhere(tmp_path, tiny, monkeypatch, script):
     assert not any(path.is_symlink() for path in unpacked.rglob("*"))
 
 
-# Two at once -----------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_two_first_commands_at_once_draw_one_demo_and_make_two_runs(tmp_path):
     command = [sys.executable, str(ROOT / "random_forest.py"), "--trees", "2", "--layers", "block1_conv1"]
@@ -243,23 +186,6 @@ def test_two_first_commands_at_once_draw_one_demo_and_make_two_runs(tmp_path):
     metrics = [path.read_bytes() for path in (tmp_path / "runs").glob("*/metrics.json")]
     assert len(metrics) == 2
     assert metrics[0] == metrics[1]
-
-
-# Fuzz ------------------------------------------------------------------------------------
-
-FUZZ = settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-CELLS = st.one_of(
-    st.sampled_from(
-        ["Bronze", "Woodcut", "train", "val", "test", "train.0.0.jpeg", "", " ", "../x", '"', "\0"]
-    ),
-    st.text(max_size=12),
-)
 
 
 def accept_or_refuse(call):
@@ -295,28 +221,6 @@ def test_any_metadata_is_read_or_refused(own_tiny, content, name):
 
 @FUZZ
 @given(
-    own=st.dictionaries(
-        st.sampled_from(["image_size", "name", "epochs", "notice", "x"]),
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats()
-        | st.text(max_size=5)
-        | st.lists(st.none(), max_size=2),
-    )
-)
-def test_any_settings_of_a_dataset_are_read_or_refused(own_tiny, own):
-    root, _ = own_tiny
-    kept = (root / "defaults.json").read_bytes()
-    try:
-        (root / "defaults.json").write_text(json.dumps(own))
-        accept_or_refuse(lambda: load_dataset(root))
-    finally:
-        (root / "defaults.json").write_bytes(kept)
-
-
-@FUZZ
-@given(
     name=st.sampled_from(["val.npy", "val.csv", "features.json", "val.npy.sha256"]),
     damage=st.tuples(st.floats(0, 1), st.binary(min_size=0, max_size=8), st.booleans()),
     vouched=st.booleans(),
@@ -344,26 +248,6 @@ def test_any_features_are_read_or_refused(tiny, stored_features, workdir, name, 
     finally:
         for file, content in kept.items():
             file.write_bytes(content)
-
-
-FLAGS = ["--head", "--unfreeze", "--epochs", "--seed", "--trees", "--leaf", "--grid", "--layers", "--run"]
-FLAGS += ["--augment", "--final-augment", "--l2", "--learning-rate", "--image-size", "--resume", "--top"]
-VALUES = [
-    "i",
-    "iii",
-    "stepped",
-    "0",
-    "2",
-    "-1",
-    "nan",
-    "1e999",
-    "9" * 30,
-    "all",
-    "",
-    "none",
-    "fc",
-    "nowhere",
-]
 
 
 @settings(FUZZ, max_examples=300)

@@ -1,4 +1,4 @@
-"""extract_features.py, and what is stored of the features."""
+"""What is extracted and stored of the features: features.py, extract_features.py."""
 
 import csv
 import json
@@ -10,8 +10,8 @@ import pytest
 from conftest import write_csv
 
 import common
-from transfer import weights
-from transfer.dataset import load_dataset
+from transfer import network
+from transfer.data import load_dataset
 from transfer.features import load_features
 from transfer.images import load_images
 from transfer.screen import BadInput
@@ -37,11 +37,10 @@ def test_stored_features_are_those_of_the_network_row_by_row(tiny, folder):
     assert [int(row["label"]) for row in rows] == dataset.splits["val"].labels.tolist()
     assert [row["medium"] for row in rows] == [dataset.labels[int(row["label"])] for row in rows]
     model = common.build_model(32, 4, "gap")
-    weights.load_weights(model, "none", seed=0)
+    network.load_weights(model, "none", seed=0)
     raw = keras.Model(model.input, model.get_layer("block3_conv2").output)
-    x = keras.applications.vgg16.preprocess_input(images.astype("float32"))
     start, stop = json.loads((folder / "features.json").read_text())["layers"]["block3_conv2"]
-    expected = np.asarray(raw.predict_on_batch(x)).mean(axis=(1, 2))
+    expected = np.asarray(raw.predict_on_batch(images)).mean(axis=(1, 2))
     np.testing.assert_allclose(features[:5, start:stop], expected, rtol=1e-3, atol=1e-4)
 
 
@@ -60,7 +59,7 @@ def test_layer_sets_are_columns_of_one_extraction(tiny, folder, layers, count):
 def test_extracting_again_computes_nothing(tiny, folder, script, monkeypatch):
     monkeypatch.setattr("transfer.features.build_network", None)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    script("extract_features", "--data", tiny, "--model", "none")
+    script("extract_features", "--data", tiny, "--weights", "none")
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -72,10 +71,10 @@ def test_another_dataset_is_refused(folder, own_tiny):
         load_features(folder, load_dataset(root), "train", "all")
 
 
-def test_another_model_into_the_same_folder_is_refused(tiny, folder, script):
+def test_another_network_into_the_same_folder_is_refused(tiny, folder, script):
     before = (folder / "features.json").read_bytes()
     with pytest.raises(BadInput, match="weights_sha256"):
-        script("extract_features", "--data", tiny, "--model", "none", "--seed", "1", "--out", folder)
+        script("extract_features", "--data", tiny, "--weights", "none", "--seed", "1", "--out", folder)
     assert (folder / "features.json").read_bytes() == before
 
 
@@ -113,8 +112,8 @@ def test_damaged_features_are_refused(tiny, folder, damage):
 
 def test_a_fine_tuned_heads_layers(tiny, workdir, narrow, script):
     script("finetune", "--data", tiny, "--epochs", "1", "--out", "tuned")
-    script("extract_features", "--data", tiny, "--model", "tuned", "--splits", "val")
-    script("extract_features", "--data", tiny, "--model", "tuned", "--splits", "val", "--layers", "conv")
+    script("extract_features", "--data", tiny, "--weights", "tuned", "--splits", "val")
+    script("extract_features", "--data", tiny, "--weights", "tuned", "--splits", "val", "--layers", "conv")
     shapes = sorted(np.load(path).shape[1] for path in (workdir / "features").glob("*/val.npy"))
     assert shapes == [4224 // 8, 4224 // 8 + 3 * 256]
 
@@ -130,9 +129,9 @@ def test_an_unknown_layer_or_split_is_named(tiny, workdir, script):
 def test_features_of_convolutions_at_another_size_than_the_networks(tiny, workdir, narrow, script):
     """An average over positions does not care: the same values as from a network made for that size."""
     model = common.build_model(48, 4, "i")
-    weights.load_weights(model, "none", seed=3)
+    network.load_weights(model, "none", seed=3)
     model.save("own.keras")
-    flags = ("--data", tiny, "--model", "own.keras", "--splits", "val")
+    flags = ("--data", tiny, "--weights", "own.keras", "--splits", "val")
     with pytest.raises(BadInput, match=r"dense layers of own\.keras take images of 48 .*--layers conv"):
         script("extract_features", *flags, "--image-size", "64")
     for layers in ("conv", "block3_conv1,block5_conv3"):
@@ -141,10 +140,8 @@ def test_features_of_convolutions_at_another_size_than_the_networks(tiny, workdi
     larger = common.build_model(64, 4, "gap")
     for name in common.convolutions(larger):
         larger.get_layer(name).set_weights(model.get_layer(name).get_weights())
-    x = keras.applications.vgg16.preprocess_input(
-        dataset.splits["val"].images[np.arange(12)].astype("float32")
-    )
-    raw = keras.Model(larger.input, larger.get_layer("block5_conv3").output).predict_on_batch(x)
+    images = dataset.splits["val"].images[np.arange(12)]
+    raw = keras.Model(larger.input, larger.get_layer("block5_conv3").output).predict_on_batch(images)
     expected = np.asarray(raw).mean(axis=(1, 2))
     for layers in ("conv", "block3_conv1,block5_conv3"):
         found = np.load(f"{layers}/val.npy")[:, -expected.shape[1] :]
@@ -156,7 +153,7 @@ def test_features_of_convolutions_at_another_size_than_the_networks(tiny, workdi
 def test_random_forests_at_another_size_take_the_convolutions_alone(tiny, workdir, narrow, script):
     model = common.build_model(48, 4, "i")
     model.save("own.keras")
-    flags = ("--data", tiny, "--model", "own.keras", "--trees", "2", "--image-size", "32")
+    flags = ("--data", tiny, "--weights", "own.keras", "--trees", "2", "--image-size", "32")
     with pytest.raises(BadInput, match="--layers conv"):
         script("random_forest", *flags)
     script("random_forest", *flags, "--layers", "last")
@@ -168,7 +165,7 @@ def test_what_is_no_vgg16_is_said_to_be_none(tiny, workdir, script):
     keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)).save("other.keras")
     for command in ("extract_features", "random_forest"):
         with pytest.raises(BadInput, match=r"other\.keras holds no VGG16"):
-            script(command, "--data", tiny, "--model", "other.keras")
+            script(command, "--data", tiny, "--weights", "other.keras")
 
 
 @pytest.mark.parametrize("command", ["extract_features", "random_forest"])
@@ -178,9 +175,8 @@ def test_without_network_the_flag_that_helps_is_named(tiny, workdir, script, mon
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
     with pytest.raises(BadInput) as error:
-        script(command, "--data", tiny, "--model", "imagenet", "--layers", "conv")
-    assert "--model PATH" in str(error.value)
-    assert "--weights" not in str(error.value)
+        script(command, "--data", tiny, "--weights", "imagenet", "--layers", "conv")
+    assert "--weights PATH" in str(error.value)
 
 
 def test_images_left_out_are_listed(own_tiny, workdir, narrow, script):
@@ -188,11 +184,35 @@ def test_images_left_out_are_listed(own_tiny, workdir, narrow, script):
     bad = ["train.1.1.jpg", "val.2.0.jpeg"]
     for name in bad:
         (root / "data_256" / name).write_bytes(b"")
-    flags = ("--data", root, "--model", "none", "--layers", "block1_conv1", "--skip-unreadable")
+    flags = ("--data", root, "--weights", "none", "--layers", "block1_conv1", "--skip-unreadable")
     script("extract_features", *flags, "--splits", "train", "--out", "stored")
     assert json.loads((workdir / "stored" / "features.json").read_text())["skipped_images"] == bad[:1]
     script("extract_features", *flags, "--splits", "val", "--out", "stored")
     assert json.loads((workdir / "stored" / "features.json").read_text())["skipped_images"] == bad
     script("random_forest", *flags, "--trees", "2", "--features", "stored")
-    (run,) = (workdir / "runs").iterdir()
+    (run,) = (workdir / "runs").glob("[!.]*")
     assert json.loads((run / "config.json").read_text())["features"]["skipped_images"] == bad
+
+
+def test_three_parts_are_one_extraction_bit_by_bit(tiny, workdir, narrow, script):
+    """In any order, beside each other; whoever needs the features joins them."""
+    command = ("extract_features", "--data", tiny, "--layers", "conv", "--batch-size", "4", "--out")
+    script(*command, "whole")
+    for part in ("2/3", "3/3"):
+        script(*command, "parts", "--part", part)
+    with pytest.raises(BadInput, match="missing or damaged"):
+        load_features("parts", load_dataset(tiny), "val")
+    with pytest.raises(BadInput, match="differ from those asked for in batch_size"):
+        script(*command, "parts", "--part", "1/3", "--batch-size", "8")
+    script(*command, "parts", "--part", "1/3")
+    features, labels, files = load_features("parts", load_dataset(tiny), "val", "all")
+    assert len(features) == len(labels) == len(files) == 12
+    script("random_forest", "--data", tiny, "--features", "parts", "--trees", "2")
+    for path in (workdir / "whole").glob("*.csv"):
+        assert (workdir / "parts" / path.name).read_bytes() == path.read_bytes()
+    for split in ("train", "val"):
+        found = (workdir / "parts" / f"{split}.npy").read_bytes()
+        assert found == (workdir / "whole" / f"{split}.npy").read_bytes()
+    assert len(list((workdir / "parts").glob("*.part-*"))) == 3  # of test, which nobody needed
+    with pytest.raises(BadInput, match="fewer batches"):
+        script(*command, "many", "--part", "9/9")

@@ -1,4 +1,4 @@
-"""The scripts on MAMe's own metadata and real photographs; skipped where those are missing."""
+"""test_real"""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from transfer.dataset import load_dataset, supports
+from transfer.data import load_dataset
 from transfer.screen import BadInput
 
 COUNTS = {"train": 4, "val": 2, "test": 4}
@@ -41,9 +41,9 @@ def mame_layout(shared, tmp_path):
 def test_counts_names_and_supports_on_real_metadata(mame_layout, workdir, narrow, script, capsys):
     dataset = load_dataset(mame_layout)
     for split, count in COUNTS.items():
-        assert supports(dataset, split) == dict.fromkeys(dataset.labels, count)
+        assert dataset.supports(split) == dict.fromkeys(dataset.labels, count)
     assert (dataset.name, dataset.notice) == ("mame", None)
-    flags = ("--data", mame_layout, "--image-size", "32", "--model", "none", "--layers", "block5_conv3")
+    flags = ("--data", mame_layout, "--image-size", "32", "--weights", "none", "--layers", "block5_conv3")
     script("random_forest", *flags, "--leaf", "2", "--trees", "12")
     script("test_model", "--data", mame_layout)
     out = capsys.readouterr().out
@@ -77,9 +77,9 @@ def test_photographs_in_folders_go_from_end_to_end(shared, workdir, narrow, scri
         place.mkdir(parents=True, exist_ok=True)
         for path in sorted(of_class.iterdir())[:6]:
             (place / path.name).symlink_to(path)
-    flags = ("--data", root, "--image-size", "32", "--model", "none", "--layers", "conv")
+    flags = ("--data", root, "--image-size", "32", "--weights", "none", "--layers", "conv")
     script("random_forest", *flags, "--classifier", "linear", "--discretize")
-    (run,) = (workdir / "runs").iterdir()
+    (run,) = (workdir / "runs").glob("[!.]*")
     script("test_model", "--run", run)
     metrics = json.loads((run / "test" / "metrics.json").read_text())
     assert list(metrics["classes"]) == ["cardboard", "glass", "metal", "paper", "plastic", "trash"]

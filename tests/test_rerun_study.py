@@ -1,4 +1,4 @@
-"""rerun_study.py: every row of the study from one command."""
+"""test_rerun_study"""
 
 import csv
 import json
@@ -77,7 +77,7 @@ def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, ca
 
 
 def test_a_claim_holds_where_the_difference_is_clear(capsys, tiny):
-    from transfer.dataset import load_dataset
+    from transfer.data import load_dataset
 
     figures = {row: [0.5, 0.52, 0.48] for row in (*VAL_ACCURACY, *rerun_study.TITLES.values())}
     figures["head i"] = [0.4, 0.41, 0.39]

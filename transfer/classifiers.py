@@ -5,123 +5,126 @@ import time
 from pathlib import Path
 
 import numpy as np
+import skops.io
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from common import discretise
-from transfer.files import check_file, replace_with_checksum
-from transfer.screen import BadInput, progress
+from common import discretize
+from transfer.features import take_layers
+from transfer.plots import plot_confusion
+from transfer.screen import BadInput, percent, progress
+from transfer.store import read_json, write_atomically, write_csv, write_json
 
-# --classifier: scikit-learn's class. Extremely randomised trees (Geurts et al. 2006) draw their thresholds
-# instead of searching them: less than half the time at the same accuracy (benchmarks/README.md).
-FORESTS = {"forest": "RandomForestClassifier", "extra-trees": "ExtraTreesClassifier"}
-LINEAR_ITERATIONS, LINEAR_TOLERANCE = 500, 1e-4
+LINEAR = {"max_iter": 500, "tol": 1e-4}
 
 
-def embedding(discretize, standardise=False):
-    """Steps of the full-network embedding for a Pipeline; none, or its first, where not `discretize`.
+def fit_all(plan, dataset, stored, columns, run, seed):
+    """Fit every setting of `plan`, each recorded as it ends; returns their rows of metrics.
 
-    StandardScaler keeps the training split's statistics, and divides a feature that never varies
-    by 1: such a feature becomes 0 everywhere.
+    plan: {(layers, discretize): settings as `fit_classifiers` takes them}. stored: {"train": (features,
+    labels), "val": ...} of all layers, whose `columns` features.json lists. Writes the best one's pipeline,
+    and a confusion matrix (PNG, and CSV of counts) for each classifier on the validation split.
+    RUN/forests.json says which are finished: an interrupted run fits the others.
     """
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+    state, several = run / "forests.json", sum(map(len, plan.values())) > 1
+    rows = read_json(state) if state.exists() else []
+    for (layers, discretized), planned in plan.items():
+        chosen = {"layers": layers, "discretize": discretized}
+        done = [{key: row[key] for key in planned[0]} for row in rows if chosen.items() <= row.items()]
+        settings = [setting for setting in planned if setting not in done]
+        if settings and "C" in planned[0]:
+            settings = planned  # each begins where the one before ended, so all are fitted again
+        if settings and several:
+            print(f"{layers}{', discretized' * discretized}: {len(settings)} to fit", flush=True)
+        train, val = ((take_layers(x, columns, layers), y) for x, y in stored.values())
+        for pipeline, row, predicted in fit_classifiers(settings, train, val, discretized, seed):
+            row = {"layers": layers, **row}
+            if {key: row[key] for key in planned[0]} in done:
+                continue
+            if not rows or row["val_accuracy"] >= best_row(rows)["val_accuracy"]:
+                write_atomically(run / "pipeline.skops", skops.io.dumps(pipeline))
+            name = f"confusion_val/{name_of(row)}" if several else "confusion_val"
+            save_confusion(run, name, dataset, row, confusion_matrix(val[1], predicted))
+            rows.append(row)
+            write_json(state, rows)  # last: a classifier that it does not list is fitted again
+    return rows
 
-    if not discretize and not standardise:
-        return []
-    steps = [("standardise", StandardScaler())]
-    return steps + [("discretise", FunctionTransformer(discretise))] * discretize
+
+def best_row(rows):
+    """The last row of the best val_accuracy: the classifier whose pipeline is kept, of equals the larger
+    forest or the less regularised linear one."""
+    return max(reversed(rows), key=lambda row: row["val_accuracy"])
 
 
-def fit_classifiers(settings, train, val, discretize, seed):
-    """Fit a classifier for each setting; yields (Pipeline, row of metrics, val predictions, seconds).
+def name_of(row):
+    """One setting as part of a file's name."""
+    if "C" in row:
+        return f"{row['layers']}-linear-c{row['C']:g}"
+    setting = f"{row['layers']}-leaf{row['min_samples_leaf']}-trees{row['n_estimators']}"
+    return setting + "-discretized" * row["discretize"]
 
-    settings: dicts, all with "C" (the linear classifier) or all with "min_samples_leaf" and
-    "n_estimators" (a forest; "classifier" names one of FORESTS but the first), those of one leaf together
-    and by their number of trees. train, val:
-    (features float32 (n, n_features), labels (n,)).
+
+def save_confusion(run, name, dataset, row, counts):
+    """Write one classifier's confusion matrix on the validation split as PNG and as CSV of counts."""
+    (run / name).parent.mkdir(exist_ok=True)
+    title = f"{run.name}, validation: {percent(row['val_accuracy'])}"
+    plot_confusion(counts, dataset.labels, run / f"{name}.png", title, dataset.notice)
+    cells = [{"true": label, **dict(zip(dataset.labels, c))} for label, c in zip(dataset.labels, counts)]
+    write_csv(run / f"{name}.csv", [{**row, "dataset": dataset.name} for row in cells])
+
+
+def fit_classifiers(settings, train, val, discretized, seed):
+    """Fit a classifier for each setting; yields (Pipeline, row of metrics, val predictions).
+
+    settings: dicts, all with "C" (multinomial logistic regression on standardised features; each begins
+    where the one before ended) or all with "min_samples_leaf" and "n_estimators" (a forest), those of one
+    leaf together and by their number of trees: a forest's first 12 trees are the forest of 12 trees of the
+    same seed, so larger ones grow from smaller ones. train, val: (features float32 (n, n_features), labels
+    (n,)). discretized: the full-network embedding comes first.
+
+    StandardScaler keeps the training split's statistics, and divides a feature that never varies by 1: such
+    a feature becomes 0 everywhere.
     """
-    from sklearn.pipeline import Pipeline
-
-    if not settings:
-        return
-    name, fit = ("linear", fit_linear) if "C" in settings[0] else ("forest", fit_forests)
-    steps, (x, y), (x_val, y_val) = embedding(discretize, standardise=name == "linear"), train, val
-    for _, transformer in steps:
+    (x, y), (x_val, y_val), classifier = train, val, None
+    name = "linear" if settings and "C" in settings[0] else "forest"
+    steps = [("standardise", StandardScaler())] * (discretized or name == "linear")
+    steps += [("discretize", FunctionTransformer(discretize))] * discretized
+    for _, transformer in steps if settings else ():
         x = transformer.fit_transform(x)
         x_val = transformer.transform(x_val)
-    for setting, classifier, seconds in fit(settings, x, y, seed):
-        predicted = classifier.predict(x_val)
-        row = {
-            "discretize": discretize,
-            **setting,
-            "n_features": x.shape[1],
-            "accuracy": float(np.mean(classifier.predict(x) == y)),
-            "val_accuracy": float(np.mean(predicted == y_val)),
-        }
-        yield Pipeline([*steps, (name, classifier)]), row, predicted, seconds
-
-
-def fit_forests(settings, x, y, seed):
-    """Fit a forest for each setting; yields (setting, forest, seconds).
-
-    A forest's first 12 trees are the forest of 12 trees of the same seed, so larger ones grow from
-    smaller ones (warm_start).
-    """
-    from sklearn import ensemble
-
-    forest = None
-    for setting in progress(settings, "fitting", len(settings), " forests"):
-        if forest is None or forest.min_samples_leaf != setting["min_samples_leaf"]:
-            kind = getattr(ensemble, FORESTS[setting.get("classifier", "forest")])
-            forest = kind(n_jobs=-1, random_state=seed, warm_start=True)
-        start = time.perf_counter()
-        size = {key: setting[key] for key in ("min_samples_leaf", "n_estimators")}
-        forest.set_params(**size).fit(x, y)
-        seconds = time.perf_counter() - start
-        # one thread adds up the trees' votes in one order: the same figures at every run
-        fitted = copy.copy(forest).set_params(warm_start=False, n_jobs=1)
-        fitted.estimators_ = list(forest.estimators_)
-        yield setting, fitted, seconds
-
-
-def fit_linear(settings, x, y, seed):
-    """Fit a multinomial logistic regression for each C; yields (setting, classifier, seconds).
-
-    Each begins where the one before ended. The solver draws nothing, so `seed` has no effect.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    print(f"Fitting linear classifiers on {len(x)} x {x.shape[1]} features", flush=True)
-    path = LogisticRegression(max_iter=LINEAR_ITERATIONS, tol=LINEAR_TOLERANCE, warm_start=True)
     for setting in progress(settings, "fitting", len(settings), " classifiers"):
         start = time.perf_counter()
-        path.set_params(C=setting["C"]).fit(x, y)
-        seconds = time.perf_counter() - start
-        yield setting | {"iterations": int(path.n_iter_[0])}, copy.copy(path), seconds
+        if name == "linear":
+            classifier = classifier or LogisticRegression(**LINEAR, warm_start=True)
+        elif classifier is None or classifier.min_samples_leaf != setting["min_samples_leaf"]:
+            classifier = RandomForestClassifier(n_jobs=-1, random_state=seed, warm_start=True)
+        classifier.set_params(**setting).fit(x, y)
+        fitted, row = copy.copy(classifier), {"discretize": discretized, **setting}
+        if name == "linear":
+            row["iterations"] = int(classifier.n_iter_[0])
+        else:  # one thread adds up the trees' votes in one order: the same figures at every run
+            fitted.set_params(warm_start=False, n_jobs=1).estimators_ = list(classifier.estimators_)
+        size, seconds = f"{len(x)} x {x.shape[1]} features", time.perf_counter() - start
+        print(f"Fitted {setting} on {size} in {seconds:.1f} s.", flush=True)
+        predicted, row["n_features"] = fitted.predict(x_val), x.shape[1]
+        row["accuracy"] = float(np.mean(fitted.predict(x) == y))
+        row["val_accuracy"] = float(np.mean(predicted == y_val))
+        yield Pipeline([*steps, (name, fitted)]), row, predicted
 
-
-# Pipelines -------------------------------------------------------------------------------
 
 TRUSTED_TYPES = {
-    "common.discretise",
+    "common.discretize",
     "sklearn.preprocessing._function_transformer.FunctionTransformer",
     "sklearn.tree._tree.Tree",  # compiled and unchecked by scikit-learn: hence `check_trees`
 }
 
 
-def save_pipeline(path, pipeline):
-    """Write a fitted scikit-learn pipeline without pickle (skops), atomically, with its checksum."""
-    import skops.io
-
-    part = Path(f"{path}.part")
-    part.write_bytes(skops.io.dumps(pipeline))
-    replace_with_checksum(part, path)
-
-
 def load_pipeline(path):
-    """A pipeline that `save_pipeline` wrote; BadInput where the file is not what its checksum was
-    made of, or holds anything but a pipeline's types."""
-    import skops.io
-
-    check_file(path)
+    """A pipeline that `fit_all` wrote with skops, without pickle; BadInput where the file is damaged, or
+    holds anything but a pipeline's types."""
     try:
         content = Path(path).read_bytes()
         unknown = set(skops.io.get_untrusted_types(data=content)) - TRUSTED_TYPES
@@ -131,8 +134,8 @@ def load_pipeline(path):
                 check_trees(pipeline[-1])
             return pipeline
     except Exception as error:  # a damaged archive fails in many ways, all of them final
-        raise BadInput(f"{path} is not a whole pipeline ({error}); fit it anew.") from None
-    raise BadInput(f"{path} holds types that are not a forest's ({min(unknown)}); fit it anew.")
+        raise BadInput(f"{path} is not a whole pipeline ({error}); fit it again.") from None
+    raise BadInput(f"{path} holds types that are not a forest's ({min(unknown)}); fit it again.")
 
 
 def check_trees(forest):
@@ -144,7 +147,7 @@ def check_trees(forest):
             if not np.all(inside | (child == -1)):
                 raise ValueError("a tree's node has no valid child")
         if np.any(tree.feature >= forest.n_features_in_):
-            raise ValueError("a tree splits on a feature that there is not")
+            raise ValueError("a tree splits on a feature that does not exist")
 
 
 def pipeline_probabilities(pipeline, features, classes):

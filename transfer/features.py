@@ -1,56 +1,78 @@
-"""Features of images, stored: which network's they are, how they are computed, read and checked."""
+"""What a part of the network gives for every image, computed once and kept on disk: the features of
+classifiers, and the activations of frozen blocks."""
 
 import csv
 import hashlib
+import re
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from keras import ops
 
-from common import (
-    add_compute_arguments,
-    build_model,
-    convolutions,
-    feature_layers,
-    import_keras,
-    outputs_of,
-    pooled_model,
-    select_layers,
-)
-from transfer.dataset import supports
-from transfer.devices import Share, distributed, share_of_environment
-from transfer.files import (
-    LOCK,
-    ArrayFile,
-    check_file,
-    file_digest,
-    locked,
-    make_array_together,
-    read_json,
-    write_csv,
-    write_json,
-)
-from transfer.images import load_images
-from transfer.runs import describe_dataset, describe_versions
+from common import Batches, build_model, convolutions, feature_layers, pooled_model, select_layers
+from transfer import network, runs, store
+from transfer.images import Rows, load_images
 from transfer.screen import BadInput
-from transfer.weights import (
-    input_size,
-    load_model,
-    load_weights,
-    model_file,
-    read_weights,
-    weights_digest,
-    with_precision,
-)
 
 ORIGINAL_SIZE = 224  # of the images that the original VGG16's fc1 takes, in pixels
+MOST_OF_DISK = 0.8  # share of the free space that activations may take; weights and results need some
+
+
+def output_file(model, count, path, description):
+    """The ArrayFile of the output of `model` for so many images, in the precision that it has."""
+    return store.ArrayFile(path, (count, *model.output.shape[1:]), model.output.dtype, description)
+
+
+def keep_outputs(model, images, file, batch_size):
+    """The output of `model` for `images`, computed batch by batch where its `output_file` is not there.
+
+    images: uint8 (n, h, w, 3). Not compiled with XLA on a CPU, where that is slower (benchmarks/README.md).
+    """
+    share, predict = network.current_share(), model.predict_on_batch
+    if share.replicas > 1:  # that would not share the batch out
+        predict = partial(model.predict, batch_size=batch_size, verbose=0)
+    batches = Batches(images, np.zeros(len(images), "int64"), batch_size, share=share)
+
+    def fetch(start):
+        batch = batches[start // batch_size][0]
+        return batch if share.replicas > 1 else ops.convert_to_tensor(batch)  # on the device already
+
+    def blocks(starts):
+        for start, batch in zip(starts, store.ahead(fetch, starts)):
+            yield np.asarray(predict(batch))[: len(images) - start]
+
+    return store.make_array(file, blocks, batch_size)
+
+
+def keep_activations(lower, boundary, images, batch_size, cache):
+    """{split: what `lower`, whose last layer is `boundary`, gives for its images}, computed where it is not
+    in the folder `cache` yet; None where there is no room. images: {split: decoded images}."""
+    # keyed by the decoded images' own key (files, image size), the layer, the precision and the weights
+    digest = network.weights_digest(lower, convolutions(lower))[:16]
+    key = f"{boundary}-{lower.get_layer('block1_conv1').compute_dtype}-{digest}"
+    files = {}
+    for split, array in images.items():
+        path = Path(cache) / f"{Path(array.filename).stem}-{key}.npy"
+        files[split] = output_file(lower, len(array), path, f"{boundary} of {split} images")
+    size = sum(file.size for file in files.values() if not file.path.exists())
+    if size:
+        free = store.free_space(path)
+        room = size < MOST_OF_DISK * free
+        space = f"{size / 1e9:.2f} GB of the {free / 1e9:.1f} GB free in {cache}"
+        end = "." if room else ": too much, so each epoch computes them again."
+        print(f"The activations of {boundary}, computed once, take {space}{end}", flush=True)
+        if not room:
+            return None
+    return {split: keep_outputs(lower, images[split], file, batch_size) for split, file in files.items()}
 
 
 @dataclass(frozen=True)
 class Source:
     """Which features: all that decides their values beside the images."""
 
-    model: str  # as in --model
+    weights: str  # as in --weights
     layers: str  # as in --layers
     image_size: int
     seed: int
@@ -65,36 +87,19 @@ class Extraction:
     cache: str = "data/cache"
     skip_unreadable: bool = False
     devices: int = None
-    workers: bool = False  # whether the environment's workers share the images out
+    part: tuple = (1, 1)  # (K, N): batches K, K + N, K + 2 N ... alone
 
 
-def add_feature_arguments(group, layers=None, workers=False):
-    """--layers and --model: which features are taken, and whose. layers: the default. workers: as in
-    `add_compute_arguments`."""
-    group.add_argument(
-        "--layers",
-        default=layers,
-        help="all, conv, last (of each block), or names separated by commas (default: all)",
-    )
-    group.add_argument(
-        "--model",
-        metavar="M",
-        help="imagenet or none (the original VGG16, trained or drawn anew), a run, a .keras file or an "
-        "official Keras .h5 (default: the dataset's; MAMe imagenet, demo none)",
-    )
-    add_compute_arguments(group, workers)
+def resolve_weights(args, dataset):
+    """Fill --weights with the dataset's default, and --image-size with that of a network named by it."""
+    args.weights = args.weights or dataset.defaults["weights"]
+    if args.image_size is None and not is_original(args.weights):
+        args.image_size = network.input_size(args.weights)
 
 
-def resolve_model(args, dataset):
-    """Fill --model with the dataset's default, and --image-size with that of a network given as model."""
-    args.model = args.model or dataset.defaults["weights"]
-    if args.image_size is None and not is_original(args.model):
-        args.image_size = input_size(args.model)
-
-
-def is_original(model):
-    """Whether --model names VGG16 as it was published, rather than a .keras file or a run."""
-    return model in ("imagenet", "none") or model.endswith(".h5")
+def is_original(weights):
+    """Whether --weights names VGG16 as it was published, rather than a .keras file or a run."""
+    return weights in ("imagenet", "none") or weights.endswith(".h5")
 
 
 def needs_dense(layers):
@@ -103,166 +108,184 @@ def needs_dense(layers):
 
 
 def own_size(source):
-    """The image size that the dense layers of a Source take: any, so its own, where they are drawn anew."""
-    if source.model == "none":
+    """The image size that the dense layers of a Source take: any, so its own, where they are drawn."""
+    if source.weights == "none":
         return source.image_size
-    return ORIGINAL_SIZE if is_original(source.model) else input_size(source.model)
+    return ORIGINAL_SIZE if is_original(source.weights) else network.input_size(source.weights)
 
 
 def build_network(source):
     """The network of a Source with its weights: a Keras model that has at least the layers asked for.
-
-    BadInput where its dense layers are asked for and do not fit the image size.
-    """
-    model, size, own = source.model, source.image_size, own_size(source)
+    BadInput where its dense layers are asked for and do not fit the image size."""
+    weights, size, own = source.weights, source.image_size, own_size(source)
     dense = needs_dense(source.layers)
-    if model.endswith(".h5") and source.layers == "all":
-        dense = "fc1" in read_weights(model, flag="--model")
+    if weights.endswith(".h5") and source.layers == "all":
+        dense = "fc1" in network.read_weights(weights)
     if dense and size != own:
-        raise BadInput(
-            f"The dense layers of {model} take images of {own} pixels alone; leave --image-size out, or "
-            f"use --layers conv (or last, or names of convolutions) with --image-size {size}."
-        )
-    if not is_original(model) and size == own:
-        return load_model(model)
-    network = build_model(size, 1000, "fc" if dense else "gap")
-    layers = convolutions(network) + (["fc1", "fc2"] if dense else [])
-    load_weights(network, model, source.seed, layers, "--model")
-    return network
+        advice = f"drop --image-size, or use --layers conv with --image-size {size}"
+        raise BadInput(f"The dense layers of {weights} take images of {own} pixels alone; {advice}.")
+    if not is_original(weights) and size == own:
+        model = network.load_model(weights)
+    else:
+        model = build_model(size, 1000, "fc" if dense else "gap")
+        layers = convolutions(model) + (["fc1", "fc2"] if dense else [])
+        network.load_weights(model, weights, source.seed, layers)
+    return network.with_precision(model, source.precision)
+
+
+def source_of(notes):
+    """The Source that features.json, or a run's record of it, tells of."""
+    settings = {key: notes[key] for key in ("weights", "image_size", "seed", "precision")}
+    return Source(layers=",".join(notes["layers"]), **settings)
 
 
 def features_folder(source, dataset, skip_unreadable):
     """Default folder of the features of a Source on a dataset: the same inputs, the same folder."""
-    weights = {"imagenet": "imagenet", "none": f"none seed {source.seed}"}.get(source.model)
-    weights = weights or file_digest(model_file(source.model))
+    weights = {"imagenet": "imagenet", "none": f"none seed {source.seed}"}.get(source.weights)
+    if not weights:
+        with open(network.model_file(source.weights), "rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
     layers, size = source.layers, source.image_size
-    key = f"{weights} {dataset.fingerprint} {size} {layers} {skip_unreadable}"
-    key += "" if source.precision == "float32" else f" {source.precision}"
+    key = f"{weights} {dataset.fingerprint} {size} {layers} {skip_unreadable} {source.precision}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    name = f"{dataset.name}-{short_name(source.model)}-{size}-{layers.replace(',', '+')}-{digest}"
+    name = f"{dataset.name}-{short_name(source.weights)}-{size}-{layers.replace(',', '+')}-{digest}"
     return Path("features") / name
 
 
-def short_name(model):
-    """--model as part of a folder's name."""
-    return Path(model).name.removesuffix(".keras").removesuffix(".h5")
+def short_name(weights):
+    """--weights as part of a folder's name."""
+    return Path(weights).name.removesuffix(".keras").removesuffix(".h5")
 
 
-def extract_features(source, dataset, splits, folder, how, check=False):
+def extract_features(source, dataset, splits, folder, settings, check=False):
     """Write the features of `splits` to `folder`, those that are not there yet.
 
-    For each split: <split>.npy, float32 (n, n_features), written batch by batch and resumed at the
-    last one after an interruption; <split>.csv with file, label and medium of each row; and for all of
-    them features.json with the layer map and the images that were left out. how: an Extraction.
-    Nothing is loaded, not even Keras, where all splits are there already, unless `check`: then
-    BadInput tells where what is there was made by another model or from another dataset.
+    For each split: <split>.npy, float32 (n, n_features), written batch by batch and resumed at the last one
+    after an interruption (of a part of the batches <split>.part-K-of-N.npy); <split>.csv with file, label
+    and medium of each row; and for all of them features.json with the layer map and the images that were
+    left out. settings: an Extraction. No network is built where all splits are there already, unless
+    `check`: then BadInput tells where what is there was made by another network or from another dataset.
     """
-    missing = missing_features(folder, splits)
+    missing = [split for split in splits if not has_features(folder, split)]
     if not missing and not check:
         return
-    import_keras()
-    with distributed(how.devices, False, how.batch_size) as (_, computes_on):
-        share = share_of_environment() if how.workers else Share()
-        network = with_precision(build_network(source), source.precision)
-        names = feature_layers(network, source.layers)
-        pooled, columns = pooled_model(network, names)
-        dataset = load_images(dataset, missing, source.image_size, how.cache, how.skip_unreadable)
-        notes = {
-            **asdict(source),
-            "weights_sha256": weights_digest(network, names),
-            "layers": columns,
-            "dataset": describe_dataset(dataset),
-            "versions": describe_versions(),
-        }
-        with locked(folder / LOCK):
-            stored = read_json(folder / "features.json") if (folder / "features.json").exists() else {}
-            if stored:
-                check_same(stored, notes, folder)
-            skipped = sorted({*stored.get("skipped_images", []), *dataset.skipped})
-            if not stored or skipped != stored.get("skipped_images", []):
-                write_json(folder / "features.json", {**notes, **stored, "skipped_images": skipped})
-            missing = missing_features(folder, missing)  # less where another process made them
-            for split in missing:  # first: the .npy says that the split is whole
-                rows = dataset.splits[split]
-                lines = [
-                    {"file": file, "label": label, "medium": dataset.labels[label], "dataset": dataset.name}
-                    for file, label in zip(rows.files, rows.labels)
-                ]
-                write_csv(folder / f"{split}.csv", lines)
+    batch_size, skip_unreadable = settings.batch_size, settings.skip_unreadable
+    with network.on_devices(settings.devices, batch_size) as (_, computes_on):
+        model = build_network(source)
+        names = feature_layers(model, source.layers)
+        pooled, columns = pooled_model(model, names)
+        dataset = load_images(dataset, missing, source.image_size, settings.cache, skip_unreadable)
+        digest = network.weights_digest(model, names)
+        notes = asdict(source) | {"layers": columns, "weights_sha256": digest, "batch_size": batch_size}
+        notes |= {"dataset": runs.describe_dataset(dataset), "versions": runs.describe_versions()}
+        folder.mkdir(parents=True, exist_ok=True)
+        with store.locked(folder):
+            write_notes(folder, notes, dataset, missing, settings.part)
         if missing:
             print(f"Extracting the features of {', '.join(missing)} into {folder}/")
             print(f"  computed on {computes_on}", flush=True)
         for split in missing:
-            images = dataset.splits[split].images
-            shape = (len(images), pooled.output_shape[-1])
-            file = ArrayFile(folder / f"{split}.npy", shape, "float32", f"the {split} features")
-            produce = outputs_of(pooled, images, how.batch_size)
-            make_array_together(file, produce, how.batch_size, share)
-            print(f"  {file.path}: {shape[0]} images, {shape[1]} features", flush=True)
+            extract_split(pooled, dataset.splits[split].images, folder, split, settings)
 
 
-def missing_features(folder, splits):
-    """Those of `splits` whose features are not in `folder`."""
-    return [split for split in splits if not (folder / f"{split}.npy").exists()]
+def write_notes(folder, notes, dataset, splits, part):
+    """Write features.json, and <split>.csv of `splits`, before their features: those say that a split is
+    whole. BadInput where features are there that other settings made."""
+    path, skipped = folder / "features.json", set(dataset.skipped)
+    stored = store.read_json(path) if path.exists() else {}
+    if stored:
+        decisive = ("weights_sha256", "image_size", "precision", "layers")
+        for key in decisive if part == (1, 1) else (*decisive, "batch_size"):
+            if stored.get(key) != notes[key]:
+                advice = "name another folder, or delete that one"
+                raise BadInput(f"The features in {folder} differ from those asked for in {key}; {advice}.")
+        check_dataset(stored, notes["dataset"]["fingerprint"], folder)
+        skipped |= set(stored["skipped_images"])
+    if sorted(skipped) != stored.get("skipped_images"):
+        store.write_json(path, {**notes, **stored, "skipped_images": sorted(skipped)})
+    for split in splits:
+        lines = []
+        for file, label in zip(dataset.splits[split].files, dataset.splits[split].labels):
+            line = {"file": file, "label": label, "medium": dataset.labels[label], "dataset": dataset.name}
+            lines.append(line)
+        store.write_csv(folder / f"{split}.csv", lines)
 
 
-def check_same(stored, wanted, folder):
-    """BadInput where features in `folder` were made by another model, size or dataset."""
-    for key in ("weights_sha256", "image_size", "precision", "layers"):
-        if stored.get(key) != wanted[key]:
-            raise BadInput(
-                f"The features in {folder} differ from those asked for in {key}; "
-                "name another folder, or delete that one."
-            )
-    check_dataset(stored, wanted["dataset"]["fingerprint"], folder)
+def extract_split(pooled, images, folder, split, settings):
+    """Write the features of one split, or of a part of its batches."""
+    (part, count), batch_size = settings.part, settings.batch_size
+    name, description = f"{split}.npy", f"the {split} features"
+    if count > 1:
+        rows = np.arange(len(images))
+        rows = rows[rows // batch_size % count == part - 1]
+        if not len(rows):
+            raise BadInput(f"--part {part}/{count}: the {split} split has fewer batches; lower N.")
+        images, name = Rows(images, rows), f"{split}.part-{part}-of-{count}.npy"
+        description += f", part {part} of {count}"
+    file = output_file(pooled, len(images), folder / name, description)
+    keep_outputs(pooled, images, file, batch_size)
+    print(f"  {file.path}: {file.shape[0]} images, {file.shape[1]} features", flush=True)
 
 
-def check_dataset(stored, fingerprint, folder):
+def has_features(folder, split):
+    """Whether the features of a split are in `folder`; where all its parts are, they are joined first."""
+    path, parts = folder / f"{split}.npy", {}
+    for file in folder.glob(f"{split}.part-*-of-*.npy"):
+        part, count = map(int, re.findall(r"part-(\d+)-of-(\d+)", file.name)[0])
+        parts.setdefault(count, {})[part] = file
+    whole = next((found for count, found in parts.items() if len(found) == count), None)
+    if whole and not path.exists():
+        arrays = [np.load(whole[part], mmap_mode="r", allow_pickle=False) for part in sorted(whole)]
+        block, count = store.read_json(folder / "features.json")["batch_size"], len(arrays)
+
+        def blocks(starts):
+            for start in starts:
+                first = start // block // count * block
+                yield arrays[start // block % count][first : first + block]
+
+        shape = (sum(map(len, arrays)), arrays[0].shape[1])
+        file = store.ArrayFile(path, shape, "float32", f"joining the {split} features")
+        store.make_array(file, blocks, block)
+        for file in whole.values():
+            file.unlink(missing_ok=True)
+    return path.exists()
+
+
+def check_dataset(notes, fingerprint, folder):
     """BadInput where features in `folder` were made from another dataset."""
-    made_from = stored.get("dataset", {})
+    made_from = notes.get("dataset", {})
     if made_from.get("fingerprint") != fingerprint:
-        raise BadInput(
-            f"The features in {folder} were made from another dataset ({made_from.get('folder')}); name "
-            "its folder with --data, or another one for the features."
-        )
+        other = f"The features in {folder} were made from another dataset ({made_from.get('folder')})"
+        raise BadInput(f"{other}; name its folder with --data, or another one for the features.")
 
 
 def load_features(folder, dataset, split, layers=None):
     """Features of one split, rows tied to the metadata by file name.
 
-    Returns (features float32 (n, n_features), labels (n,), files (n,)). All layers of the file
-    come as a memory map, fewer (see `select_layers`) as a copy of their columns. BadInput where the
-    folder does not fit the dataset, or a file is damaged.
+    Returns (features float32 (n, n_features), labels (n,), files (n,)): every image of the split but those
+    that features.json says could not be read. All layers of the file come as a memory map, fewer (see
+    `select_layers`) as a copy of their columns. BadInput where the folder does not fit the dataset, or a
+    file is damaged.
     """
     folder = Path(folder)
-    notes = read_json(folder / "features.json")
+    notes = store.read_json(folder / "features.json")
     check_dataset(notes, dataset.fingerprint, folder)
-    check_file(folder / f"{split}.npy")
+    has_features(folder, split)
+    rows, skipped = dataset.splits[split], set(notes.get("skipped_images", []))
+    rows = rows.take(np.array([file not in skipped for file in rows.files.tolist()]))
     try:
         features = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
         with open(folder / f"{split}.csv", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        files = np.array([row["file"] for row in rows])
-        stored = np.array([int(row["label"]) for row in rows])
+            listed = [(row["file"], int(row["label"])) for row in csv.DictReader(file)]
+        width = max(stop for _, stop in notes["layers"].values())
+        if listed != list(zip(rows.files.tolist(), rows.labels.tolist())):
+            raise ValueError("other images or labels than the dataset's")
+        if features.shape != (len(listed), width) or features.dtype != np.float32:
+            raise ValueError(f"{features.dtype} {features.shape} for float32 {(len(listed), width)}")
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise BadInput(
-            f"The {split} features in {folder} are missing or damaged ({error}); "
-            "extract them anew with extract_features.py."
-        ) from None
-    width = max((stop for _, stop in notes["layers"].values()), default=0)
-    if features.shape != (len(files), width) or features.dtype != np.float32:
-        raise BadInput(
-            f"{folder}/{split}.npy holds {features.dtype} {features.shape} where its notes say "
-            f"float32 {(len(files), width)}; extract it anew with extract_features.py."
-        )
-    known = dict(zip(dataset.splits[split].files.tolist(), dataset.splits[split].labels.tolist()))
-    for file, label in zip(files.tolist(), stored.tolist()):
-        if known.get(file) != label:
-            raise BadInput(
-                f"{folder}/{split}.csv gives {file!r} the label {label} where the dataset has "
-                f"{known.get(file, 'no such image')}; extract the features anew."
-            )
-    return take_layers(features, notes["layers"], layers) if layers else features, stored, files
+        damaged = f"The {split} features in {folder} are missing or damaged ({error})"
+        raise BadInput(f"{damaged}; delete the folder and run extract_features.py again.") from None
+    return take_layers(features, notes["layers"], layers) if layers else features, rows.labels, rows.files
 
 
 def take_layers(features, columns, layers):
@@ -271,19 +294,3 @@ def take_layers(features, columns, layers):
     if names == list(columns):
         return features
     return np.concatenate([features[:, slice(*columns[name])] for name in names], axis=1)
-
-
-def check_supports(dataset, split, labels, skip_unreadable):
-    """Compare the labels (n,) of the images evaluated with the metadata's count and supports.
-
-    BadInput on a difference; with `skip_unreadable` only where there are more than listed.
-    """
-    found = np.bincount(labels, minlength=len(dataset.labels))
-    listed = np.array(list(supports(dataset, split).values()))
-    wrong = np.flatnonzero(found > listed if skip_unreadable else found != listed)
-    if len(wrong):
-        raise BadInput(
-            f"{found.sum()} images of the {split} split were evaluated where the metadata lists "
-            f"{listed.sum()} (first difference: {dataset.labels[wrong[0]]}, {found[wrong[0]]} of "
-            f"{listed[wrong[0]]}); extract the features anew, or pass --skip-unreadable."
-        )

@@ -3,17 +3,28 @@
 import io
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 
-from transfer.files import write_atomically
 from transfer.images import open_image
 from transfer.screen import percent
+from transfer.store import write_atomically
 
 GALLERY_ROWS, GALLERY_COLUMNS = 4, 6
 SIDE = 448  # most pixels a side at which a picture is shown
 
 
+def new_figure(width, height, foot=0.04):
+    """A matplotlib figure with room for a notice at its foot."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
+    return figure
+
+
 def save_figure(figure, path, notice):
-    """Write a matplotlib figure as PNG, atomically, with the dataset's notice at its foot."""
+    """Write a figure as PNG, atomically, with the dataset's notice at its foot."""
     if notice:
         figure.text(0.5, 0.005, notice, ha="center", va="bottom", fontsize=8, color="firebrick")
     stream = io.BytesIO()
@@ -23,16 +34,10 @@ def save_figure(figure, path, notice):
 
 def plot_curves(history, path, title, notice):
     """Draw loss and accuracy of a history (list of rows as in history.csv) with its steps."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))
+    figure = new_figure(11, 4.6)
     figure.suptitle(title)
     epochs = [row["epoch"] for row in history]
-    starts = [
-        row for before, row in zip([None, *history], history) if not before or before["step"] != row["step"]
-    ]
+    starts = {row["step"]: row for row in reversed(history)}.values()
     for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         for name, label in ((key, "train"), (f"val_{key}", "val")):
             axes.plot(epochs, [row[name] for row in history], marker=".", label=label)
@@ -41,22 +46,15 @@ def plot_curves(history, path, title, notice):
         if key == "accuracy":
             axes.set_ylim(0, 1)
             axes.yaxis.set_major_formatter("{x:.0%}")
+        # along each step's line, at the end of the axis that the curves leave free
+        y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
+        along = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "left", "va": side}
         for row in starts:
+            start = row["epoch"] - 0.5
             if row is not history[0]:
-                axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
-            # along the line, at the end of the axis that the curves leave free
-            y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
-            axes.text(
-                row["epoch"] - 0.5,
-                y,
-                f"{row['step']}: {row['trained']}",
-                transform=axes.get_xaxis_transform(),
-                rotation=90,
-                ha="left",
-                va=side,
-                fontsize=7,
-                color="dimgrey",
-            ).set_in_layout(False)  # else a long name squeezes the axes
+                axes.axvline(start, color="grey", linestyle="--", linewidth=1)
+            label = axes.text(start, y, f"{row['step']}: {row['trained']}", fontsize=7, **along)
+            label.set(color="dimgrey", in_layout=False)  # else a long name squeezes the axes
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, path, notice)
@@ -64,26 +62,22 @@ def plot_curves(history, path, title, notice):
 
 def plot_confusion(matrix, labels, path, title, notice):
     """Draw a confusion matrix of counts (true rows, predicted columns), coloured by row share."""
-    from matplotlib.figure import Figure
-
     size = max(6.5, 0.38 * len(labels) + 2.5)
-    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    figure = new_figure(size + 0.8, size, 0.025)
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(matrix > 0):
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=colour)
-    ticks = range(len(labels))
-    axes.set_xticks(ticks, labels, rotation=90)
-    axes.set_yticks(ticks, labels)
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
     save_figure(figure, path, notice)
 
 
-def shown(path):
+def thumbnail(path):
     """A picture at the size at which it is drawn, with its own aspect ratio."""
     image = open_image(path)
     image.thumbnail((SIDE, SIDE))
@@ -92,9 +86,6 @@ def shown(path):
 
 def overlay(picture, heat):
     """A Pillow picture under a Grad-CAM map float32 (h, w): uint8 (height, width, 3)."""
-    from matplotlib import colormaps
-    from PIL import Image
-
     heat = Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)
     heat = np.clip(np.asarray(heat), 0, 1)
     coloured = 255 * colormaps["inferno"](heat)[..., :3]
@@ -105,16 +96,11 @@ def overlay(picture, heat):
 
 def plot_explanation(path, picture_path, heat, ranked, notice):
     """Write one picture, its Grad-CAM map and its most likely classes as PNG."""
-    from matplotlib.figure import Figure
-
-    picture = shown(picture_path)
-    figure = Figure(figsize=(11, 3.9), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.06, 1, 0.92))
+    picture, name = thumbnail(picture_path), picture_path.name
+    figure = new_figure(11, 3.9, 0.06)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
     left.imshow(picture)
-    left.set_title(
-        picture_path.name if len(picture_path.name) < 40 else f"...{picture_path.name[-36:]}", fontsize=9
-    )
+    left.set_title(name if len(name) < 40 else f"...{name[-36:]}", fontsize=9)
     middle.imshow(overlay(picture, heat))
     middle.set_title(f"what speaks for {ranked[0][0]!r} (Grad-CAM)", fontsize=9)
     for axes in (left, middle):
@@ -134,44 +120,30 @@ def plot_gallery(path, mistakes, title, notice):
     mistakes: [(picture's path, true class, predicted class, its probability)], the most confident first;
     as many as the grid holds are drawn. Returns how many that is.
     """
-    from matplotlib.figure import Figure
-
     mistakes = mistakes[: GALLERY_ROWS * GALLERY_COLUMNS]
     rows = max(1, -(-len(mistakes) // GALLERY_COLUMNS))
-    figure = Figure(figsize=(2.15 * GALLERY_COLUMNS, 2.5 * rows + 0.6), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
+    figure = new_figure(2.15 * GALLERY_COLUMNS, 2.5 * rows + 0.6, 0.02)
     figure.suptitle(title)
     for number, axes in enumerate(figure.subplots(rows, GALLERY_COLUMNS, squeeze=False).flat):
         axes.axis("off")
         if number < len(mistakes):
             picture, true, predicted, probability = mistakes[number]
-            axes.imshow(shown(picture))
+            axes.imshow(thumbnail(picture))
             axes.set_title(f"{true}\n-> {predicted} {100 * probability:.0f}%", fontsize=8)
     save_figure(figure, path, notice)
     return len(mistakes)
 
 
 def plot_importance(path, importance, features, title, notice):
-    """Write `layer_importance` as a bar chart, PNG: each layer's share beside its share of the features."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    figure = Figure(figsize=(8, 0.32 * len(importance) + 1.9), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))
-    axes = figure.subplots()
-    names = list(importance)
+    """Write `explain.layer_importance` as a bar chart, PNG: each layer's share beside its share of the
+    features."""
+    figure = new_figure(8, 0.32 * len(importance) + 1.9, 0.05)
+    axes, names = figure.subplots(), list(importance)
     axes.barh(names, importance.values(), color="steelblue", label="share of the importance")
-    for row, name in enumerate(names):  # right of both
-        end = max(importance[name], features[name])
-        axes.annotate(
-            percent(importance[name]),
-            (end, row),
-            (5, 0),
-            textcoords="offset points",
-            fontsize=8,
-            va="center",
-        )
     axes.plot(features.values(), names, "|", color="black", markersize=11, label="share of the features")
+    beside = {"xytext": (5, 0), "textcoords": "offset points", "fontsize": 8, "va": "center"}
+    for row, name in enumerate(names):
+        axes.annotate(percent(importance[name]), (max(importance[name], features[name]), row), **beside)
     axes.invert_yaxis()  # the first layer on top
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlim(0, 1.15 * max(*importance.values(), *features.values()))

@@ -1,4 +1,4 @@
-"""The folder of a run: what it records of itself, and whose turn it is to write there."""
+"""The folder of a run: what it records of itself, and which process may write there."""
 
 import contextlib
 import json
@@ -8,18 +8,19 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from itertools import count
 from pathlib import Path
 
-from transfer.devices import Share
-from transfer.files import LOCK, read_json, write_json
-from transfer.resume import FOLDER
+import keras
+from filelock import Timeout
+
+from common import Share
 from transfer.screen import BadInput
+from transfer.store import lock_of, read_json, write_json
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
-FORMAT = 3  # of config.json and of what a run goes on from
-UNFINISHED = (LOCK, "config.json.part")  # what a run leaves that was killed before it began
+FORMAT = 4  # of config.json and of what a run resumes from
 
 
 def describe_dataset(dataset):
@@ -36,15 +37,9 @@ def describe_dataset(dataset):
 
 def describe_versions():
     """Versions of Python and of the packages that are installed, and Keras' backend."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    if "keras" in sys.modules:
-        found["keras backend"] = sys.modules["keras"].backend.backend()
-    return found
+    installed = {distribution.name: distribution.version for distribution in distributions()}
+    packages = {package: installed[package] for package in PACKAGES if package in installed}
+    return {"python": platform.python_version(), "keras backend": keras.backend.backend()} | packages
 
 
 def describe_run(args, dataset, **decisive):
@@ -52,7 +47,7 @@ def describe_run(args, dataset, **decisive):
     return {
         "format": FORMAT,
         "script": Path(sys.argv[0]).name,
-        "arguments": {key: value for key, value in vars(args).items() if key != "resume"},
+        "arguments": vars(args),
         "dataset": describe_dataset(dataset),
         "versions": describe_versions(),
         "skipped_images": list(dataset.skipped),
@@ -67,31 +62,29 @@ def start_run(config, name, named=None, share=Share()):  # noqa: B008, it never 
 
     A new folder with its config.json, or that of an interrupted run with the same settings, on the same
     data: the folder `named`, else runs/<dataset>-<name>, <dataset>-<name>-2 ... No finished run is touched.
-    share: of several workers the first records the run; the others get a folder that is thrown away, with
-    what they go on from. BadInput where the folder named is of no use.
+    share: of several processes the first records the run; the others get a folder that is thrown away, with
+    what they resume from. BadInput where the folder named is of no use.
     """
     name = f"{config['dataset']['name']}-{name}"
     candidates = [Path(named)] if named else numbered(Path("runs") / name)
-    if share.worker:
-        run = next((run for run in candidates if not why_not(run, config)), Path(named or "."))
-        print(
-            f"Worker {share.worker} of {share.workers}; worker 0 prints and records this run.", flush=True
-        )
+    if share.process:
+        run = next(run for run in candidates if named or not why_not(run, config))
+        print(f"Process {share.process} of {share.processes}; process 0 records this run.", flush=True)
         sys.stdout = open(os.devnull, "w")
         with tempfile.TemporaryDirectory() as folder:
-            copy_state(run, Path(folder))
+            if (run / "resume").exists():
+                shutil.copytree(run / "resume", Path(folder) / "resume")
             yield Path(folder)
         return
-    lock, run = claim_folder(candidates, config)
-    try:
+    with contextlib.ExitStack() as stack:
+        run = claim_folder(candidates, config, stack)
         if (run / "config.json").exists():
-            print(f"Going on with the interrupted run in {run}\n", flush=True)
+            print(f"Resuming the interrupted run in {run}\n", flush=True)
         else:
+            run.mkdir(exist_ok=True)
             write_json(run / "config.json", config)
             print(f"This run is recorded in {run}\n", flush=True)
         yield run
-    finally:
-        lock.release()
 
 
 def numbered(path):
@@ -99,67 +92,43 @@ def numbered(path):
     return (path.with_name(f"{path.name}-{n}") if n > 1 else path for n in count(1))
 
 
-def copy_state(run, folder):
-    """Copy what an interrupted run goes on from, if it is one: its state and what that names."""
-    state = run / FOLDER / "state.json"
-    if state.exists():
-        (folder / FOLDER).mkdir()
-        content = state.read_text(encoding="utf-8")
-        (folder / FOLDER / "state.json").write_text(content, encoding="utf-8")
-        for path in state.parent.glob("*.weights.h5"):
-            if path.name in content or path.name.startswith("best-"):
-                shutil.copy(path, folder / FOLDER)
-
-
-def claim_folder(candidates, config):
-    """(lock, folder) of the first of `candidates` that is new or holds this run, interrupted.
-
-    BadInput that says why where none of them is.
-    """
-    from filelock import FileLock, Timeout
-
+def claim_folder(candidates, config, stack):
+    """The first of `candidates` that is new or holds this run, interrupted; its lock is left to `stack`.
+    BadInput that says why where none of them is."""
     for run in candidates:
-        reason = why_not(run, config)
+        reason, lock = why_not(run, config), lock_of(run)
         if not reason:
-            run.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(run / LOCK)
             try:
-                lock.acquire(timeout=0)
+                stack.enter_context(lock.acquire(timeout=0))
             except Timeout:
                 reason = "is being written by another process; wait for that one"
-            else:
-                reason = why_not(run, config)  # it may just have been finished
-                if not reason:
-                    return lock, run
-                lock.release()
+        if not reason:
+            reason = why_not(run, config)  # it may just have been finished
+        if not reason:
+            return run
     raise BadInput(f"The folder {run} {reason}, or name a new one with --out.")
 
 
 def why_not(run, config):
     """Why the folder `run` cannot be taken for the run with this config.json; None where it can."""
-    if not run.is_dir() or all(path.name in UNFINISHED for path in run.iterdir()):
+    if not run.is_dir() or not any(path.name != "config.json.part" for path in run.iterdir()):
         return None
     if (run / "metrics.json").exists():
-        return f"is there already and its run is finished; test it with `python test_model.py --run {run}`"
+        return f"already holds a finished run; test it with `python test_model.py --run {run}`"
     if not (run / "config.json").exists():
-        return "is there already and is not a run's; clear it"
+        return "already exists and is not a run's; clear it"
     stored, wanted = read_json(run / "config.json"), json.loads(json.dumps(config))
     if stored.get("format") != wanted["format"]:
         return "holds a run that another version of these scripts began; delete it"
-    # the backend counts and not its version; a forest knows one only where it extracted its features
-    backends = {settings.pop("versions").get("keras backend") for settings in (stored, wanted)}
-    for settings in (stored, wanted):
+    for settings in (stored, wanted):  # the backend counts and not its version
+        settings["Keras backend"] = settings.pop("versions")["keras backend"]
         settings["dataset"] = settings["dataset"]["fingerprint"]
     old, new = stored.pop("arguments"), wanted.pop("arguments")
-    different = [key for key in new if key not in old or old[key] != new[key]]
-    different += [key for key in wanted if stored.get(key) != wanted[key]]
-    different += ["Keras backend"] * (len(backends - {None}) > 1)
+    different = [f"--{key.replace('_', '-')}" for key in new if old.get(key, ...) != new[key]]
+    different += [key for key in wanted if stored.get(key, ...) != wanted[key]]
     if different:
-        return f"is there already and its run has another {different[0]}; resume it with its own settings"
+        return f"already holds a run with another {different[0]}; run that one's command to resume it"
     return None
-
-
-# Finished runs ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

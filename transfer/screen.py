@@ -1,9 +1,11 @@
-"""What is printed: one sentence for bad input, the configuration, tables, how far long work is."""
+"""What is printed: one sentence for bad input, the configuration, tables, the progress of long work."""
 
+import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from tqdm import tqdm
 
@@ -12,43 +14,47 @@ LINE_EVERY = 20  # seconds between two such lines in a log file
 
 
 class BadInput(Exception):
-    """Input that cannot be used: one sentence that names the thing and the mend."""
-
-
-class WorkerLost(BadInput):
-    """Another worker does not answer any more; its engine can only be left by ending the process."""
+    """Input that cannot be used: one sentence that names the thing and what to do."""
 
 
 def run_script(main):
     """Call `main`; bad input ends with one sentence and status 2, Ctrl-C with status 130."""
     script = Path(sys.argv[0]).name
 
-    def stop(*_):  # at once: an exception that meets an engine's own code aborts the process
-        report_failure(f"\n{script}: interrupted; the same command goes on where it stopped.", 130)
+    def stop(*_):  # at once: an exception raised inside an engine's own code aborts the process
+        print(
+            f"\n{script}: interrupted; run the same command again to resume.", file=sys.stderr, flush=True
+        )
         os._exit(130)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
         signal.signal(signal.SIGINT, stop)
     try:
         main()
-    except WorkerLost as error:
-        report_failure(f"{script}: error: {error}.", 2)
-        os._exit(2)  # an engine would wait for that worker at exit
     except BadInput as error:
-        sys.exit(report_failure(f"{script}: error: {error}", 2))
+        print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         reason = error.strerror or " ".join(str(error).split())  # h5py's carry a message alone
-        mend = "mend that (free space, rights, another folder), and the same command goes on"
-        report_failure(f"{script}: error: cannot use{where}: {reason}; {mend}.", 2)
+        advice = "Fix this (space, permissions, another folder), then run the same command again to resume."
+        print(f"{script}: error: cannot use{where}: {reason}. {advice}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(2)  # HDF5 crashes where it closes a file, at exit, that a full disk did not take
+        os._exit(2)  # HDF5 crashes at exit where it closes a file that a full disk cut short
 
 
-def report_failure(message, status):
-    """Print `message` to stderr; returns the exit status."""
-    print(message, file=sys.stderr, flush=True)
-    return status
+@contextlib.contextmanager
+def without_startup_lines():
+    """Hides what TensorFlow prints while it is imported, before any log level applies."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def print_configuration(args, dataset, computes_on=None):
@@ -56,9 +62,9 @@ def print_configuration(args, dataset, computes_on=None):
     print_notice(dataset.notice)
     print(f"{Path(sys.argv[0]).name}: resolved configuration")
     counts = ", ".join(f"{len(split.files)} {name}" for name, split in dataset.splits.items())
-    about = {"dataset": f"{dataset.name}: {counts} images, {len(dataset.labels)} classes"}
-    about |= {"computes on": computes_on} if computes_on else {}
-    for key, value in [*sorted(vars(args).items()), *about.items()]:
+    more = {"dataset": f"{dataset.name}: {counts} images, {len(dataset.labels)} classes"}
+    more |= {"computes on": computes_on} if computes_on else {}
+    for key, value in [*sorted(vars(args).items()), *more.items()]:
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"  {key:<28}{shown}")
     print(flush=True)
@@ -84,21 +90,13 @@ def percent(fraction):
     return "-" if fraction is None else f"{100 * fraction:.2f}%"
 
 
-class LogLines:
-    """stderr for tqdm where no terminal rewrites a line: each state is a line of its own."""
-
-    def write(self, text):
-        if text.strip():
-            sys.stderr.write(text.strip() + "\n")
-
-    def flush(self):
-        sys.stderr.flush()
-
-
 def progress(iterable, description, total=None, unit=" batches", done=0):
-    """A tqdm bar, shown where the work takes over SHOWN_AFTER seconds; lines now and then in a log file."""
+    """A tqdm bar for work longer than SHOWN_AFTER seconds; where no terminal rewrites a line, as in a log
+    file, a line of its own now and then."""
     where = {}
     if not sys.stderr.isatty():
         shown = "{desc}: {n_fmt} of {total_fmt}" + unit + ", {rate_noinv_fmt}, {remaining} left"
-        where = {"mininterval": LINE_EVERY, "miniters": 1, "file": LogLines(), "bar_format": shown}
+        write = lambda text: text.strip() and print(text.strip(), file=sys.stderr)  # noqa: E731
+        lines = SimpleNamespace(write=write, flush=sys.stderr.flush)
+        where = {"mininterval": LINE_EVERY, "miniters": 1, "file": lines, "bar_format": shown}
     return tqdm(iterable, description, total, unit=unit, delay=SHOWN_AFTER, initial=done, **where)

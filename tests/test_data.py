@@ -1,4 +1,4 @@
-"""folders.py: one's own pictures in folders named after their classes."""
+"""test_data"""
 
 import csv
 import json
@@ -6,14 +6,131 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import COUNTS, MEDIUMS, write_csv
 from PIL import Image
 
-from transfer.dataset import load_dataset, supports
+from transfer.data import load_dataset
 from transfer.images import load_images
 from transfer.screen import BadInput
 
+TEST_SUPPORTS = {  # MAMe's test split, as the study's report lists them
+    "Albumen photograph": 700,
+    "Clay": 313,
+    "Hand-colored engraving": 328,
+    "Hand-colored etching": 584,
+    "Marble": 257,
+    "Silk and metal thread": 95,
+    "Steel": 133,
+    "Woven fabric": 700,
+}
 CLASSES = ["brick", "linen", "slate"]
 COLOURS = {"brick": (180, 60, 40), "linen": (220, 210, 180), "slate": (70, 80, 90)}
+
+
+def test_reads_labels_in_official_order_and_strips_the_trailing_space(tiny):
+    dataset = load_dataset(tiny)
+    assert dataset.labels == MEDIUMS
+    assert dataset.supports("train") == dict.fromkeys(MEDIUMS, COUNTS["train"])
+    assert dataset.supports("test")["Bronze"] == COUNTS["test"] + 2
+    assert dataset.supports("test")["Woven fabric"] == COUNTS["test"]
+    for split in dataset.splits.values():
+        for file, label in zip(split.files, split.labels):
+            assert file.split(".")[1] == str(label)
+
+
+@pytest.mark.real
+def test_real_metadata(shared, tmp_path):
+    (tmp_path / "data_256").mkdir()
+    folder = tmp_path / "MAMe_metadata"
+    folder.mkdir()
+    for name in ("MAMe_dataset.csv", "MAMe_labels.csv"):
+        (folder / name).write_bytes((shared / "mame" / name).read_bytes())
+    dataset = load_dataset(tmp_path)
+    sizes = {name: len(split.files) for name, split in dataset.splits.items()}
+    assert sizes == {"train": 20300, "val": 1450, "test": 15657}
+    assert len(dataset.labels) == 29
+    assert dataset.labels[0] == "Albumen photograph"
+    assert dataset.labels[28] == "Woven fabric"
+    assert set(dataset.supports("train").values()) == {700}
+    assert set(dataset.supports("val").values()) == {50}
+    test = dataset.supports("test")
+    assert {name: test[name] for name in TEST_SUPPORTS} == TEST_SUPPORTS
+    assert dataset.defaults["image_size"] == 224
+    assert dataset.defaults["weights"] == "imagenet"
+    assert dataset.notice is None
+
+
+def test_metadata_in_subfolder_with_bom_and_windows_line_ends(own_tiny):
+    root, _ = own_tiny
+    plain = load_dataset(root)
+    folder = root / "MAMe_metadata"
+    folder.mkdir()
+    for name in ("MAMe_dataset.csv", "MAMe_labels.csv"):
+        content = (root / name).read_text().replace("\n", "\r\n")
+        (folder / name).write_text("\ufeff" + content, encoding="utf-8", newline="")
+        (root / name).unlink()
+    moved = load_dataset(root)
+    assert moved.labels == plain.labels
+    assert moved.fingerprint == plain.fingerprint
+
+
+def test_fingerprint_follows_labels_and_files(own_tiny):
+    root, rows = own_tiny
+    before = load_dataset(root).fingerprint
+    file, medium, museum, split = rows[0]
+    write_csv(root, [(file, "Woodcut", museum, split), *rows[1:]])
+    assert load_dataset(root).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        (("a.jpg", "Marble", "M", "train"), "Marble"),
+        (("a.jpg", "Bronze", "M", "training"), "training"),
+        (("../a.jpg", "Bronze", "M", "train"), "../a.jpg"),
+        (("/etc/passwd", "Bronze", "M", "train"), "/etc/passwd"),
+        (("train.0.0.jpeg", "Bronze", "M", "test"), "listed twice"),
+        (("", "Bronze", "M", "train"), "not the name of a file"),
+    ],
+)
+def test_a_bad_row_is_named(own_tiny, row, names):
+    root, rows = own_tiny
+    write_csv(root, [*rows, row])
+    with pytest.raises(BadInput, match=f"(?s)row {len(rows) + 2}.*{names}"):
+        load_dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("MAMe_dataset.csv", b"", "lacks the column 'Image file'"),
+        ("MAMe_dataset.csv", b"Image file,Museum,Subset\n", "lacks the column 'Medium'"),
+        ("MAMe_dataset.csv", b"\xff\xfe\x00\x01", "not a CSV file"),
+        ("MAMe_labels.csv", b"0,Bronze\n2,Woodcut\n", "without a gap"),
+        ("MAMe_labels.csv", b"0,Bronze\n1,Bronze\n", "repetition"),
+        ("MAMe_labels.csv", b"Bronze\n", "row 1"),
+        ("defaults.json", b"{", "not JSON"),
+        ("defaults.json", b'{"speed": 9}', "speed"),
+        ("defaults.json", b'{"image_size": "big"}', "image_size"),
+        ("defaults.json", b'{"batch_size": 0}', "batch_size"),
+        ("defaults.json", b'{"learning_rate": NaN}', "learning_rate"),
+        ("defaults.json", b"[1]", "not an object"),
+    ],
+)
+def test_a_malformed_file_is_named(own_tiny, name, content, message):
+    root, _ = own_tiny
+    (root / name).write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        load_dataset(root)
+
+
+def test_missing_folder_and_metadata_are_named(own_tiny):
+    root, _ = own_tiny
+    with pytest.raises(BadInput, match="nowhere"):
+        load_dataset(root / "nowhere")
+    (root / "MAMe_labels.csv").unlink()
+    with pytest.raises(BadInput, match="MAMe_labels.csv"):
+        load_dataset(root)
 
 
 def write_picture(path, label, number):
@@ -44,9 +161,9 @@ def files_of(dataset):
 def test_classes_are_split_one_by_one_and_recorded(classes, capsys):
     dataset = load_dataset(classes, seed=5)
     assert (dataset.labels, dataset.name, dataset.in_folders) == (CLASSES, "walls", True)
-    assert supports(dataset, "train") == dict.fromkeys(CLASSES, 7)
-    assert supports(dataset, "val") == dict.fromkeys(CLASSES, 1)
-    assert supports(dataset, "test") == dict.fromkeys(CLASSES, 2)
+    assert dataset.supports("train") == dict.fromkeys(CLASSES, 7)
+    assert dataset.supports("val") == dict.fromkeys(CLASSES, 1)
+    assert dataset.supports("test") == dict.fromkeys(CLASSES, 2)
     out = capsys.readouterr().out
     assert "Split 30 pictures class by class with seed 5" in out
     assert "3 .txt" in out
@@ -70,7 +187,7 @@ def test_the_record_holds_whatever_the_seed_and_new_pictures_join_it(classes, ca
     after = load_dataset(classes, seed=6)
     for split, files in files_of(before).items():
         assert set(files) <= set(files_of(after)[split])  # nothing that was trained on is tested now
-    assert [supports(after, split)["linen"] for split in ("train", "val", "test")] == [14, 2, 4]
+    assert [after.supports(split)["linen"] for split in ("train", "val", "test")] == [14, 2, 4]
 
 
 def test_the_split_follows_the_seed_alone(classes, tmp_path):
@@ -91,7 +208,7 @@ def test_folders_of_splits_are_taken_as_they_are(tmp_path, capsys):
                 write_picture(root / split / label / f"{number}.png", label, number)
     (root / "defaults.json").write_text(json.dumps({"image_size": 32, "weights": "none"}))
     dataset = load_images(load_dataset(root), ("test",), 32, "none")
-    assert supports(dataset, "test") == dict.fromkeys(CLASSES, 3)
+    assert dataset.supports("test") == dict.fromkeys(CLASSES, 3)
     assert dataset.splits["test"].files[0] == "test/brick/0.png"
     assert (dataset.defaults["weights"], dataset.name) == ("none", "walls")
     found = dataset.splits["test"].images[np.arange(9)].mean(axis=(1, 2))
@@ -191,24 +308,3 @@ def test_two_classes_are_enough(classes, workdir, narrow, script, capsys, comman
 def test_no_lock_is_left_among_the_pictures(classes):
     load_dataset(classes)
     assert {path.name for path in classes.iterdir()} == {*CLASSES, "__MACOSX", "split.csv"}
-
-
-def test_pictures_on_a_read_only_disk_have_their_split_recorded_elsewhere(classes, workdir, monkeypatch):
-    before = sorted(classes.rglob("*"))
-    with monkeypatch.context() as patch:
-        patch.setattr("os.access", lambda path, mode: path != classes)
-        first = load_dataset(classes, seed=5)
-        assert sorted(classes.rglob("*")) == before
-        (record,) = (workdir / "data" / "splits").iterdir()
-        assert record.name.startswith("walls-")
-        assert load_dataset(classes, seed=6).fingerprint == first.fingerprint
-    recorded = record.read_bytes()
-    (classes / "split.csv").write_bytes(recorded)  # what is recorded there holds there too
-    record.unlink()
-    write_picture(classes / "linen" / "new.png", "linen", 1)
-    with monkeypatch.context() as patch:
-        patch.setattr("os.access", lambda path, mode: path != classes)
-        after = load_dataset(classes, seed=7)
-    for split, files in files_of(first).items():
-        assert set(files) <= set(files_of(after)[split])
-    assert (classes / "split.csv").read_bytes() == recorded

@@ -1,6 +1,7 @@
-"""Training in steps: finetune.py, train_pretrained.py, training.py."""
+"""Training in steps, and the scripts that do it: train.py, finetune.py, train_pretrained.py."""
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -10,21 +11,19 @@ import pytest
 from conftest import narrow_vgg16
 
 import common
-from transfer import activations, weights
-from transfer.activations import Kept
-from transfer.dataset import load_dataset
+import finetune
+from transfer import features, flags, network
+from transfer.data import load_dataset
 from transfer.images import load_images
-from transfer.recipes import Step
-from transfer.resume import Resume
 from transfer.screen import BadInput
 from transfer.study import UNFREEZE
-from transfer.training import train_step
+from transfer.train import Resume, Step, fine_tuning_rows, new_optimizer, plan_steps, train_step
 
 FAST = ("--epochs", "1", "--fine-tune-epochs", "1")
 
 
 def only_run(folder):
-    (run,) = (folder / "runs").iterdir()
+    (run,) = (folder / "runs").glob("[!.]*")
     return run
 
 
@@ -38,7 +37,7 @@ def make(tiny, cache, head="iii", seed=0):
     keras.utils.set_random_seed(seed)
     dataset = load_images(load_dataset(tiny), ("train", "val"), 32, str(cache))
     model = common.build_model(32, 4, head)
-    weights.load_weights(model, "none", seed)
+    network.load_weights(model, "none", seed)
     return model, dataset
 
 
@@ -48,11 +47,11 @@ def step(blocks=(), **settings):
     return Step("", blocks, **usual | settings)
 
 
-def train(model, planned, dataset, folder, kept=None):
+def train(model, planned, dataset, folder, cache=None):
     """Train one Step, remembered in the new folder `folder`; returns the rows of its history."""
     folder.mkdir(parents=True, exist_ok=True)
     resume = Resume.read(folder)
-    train_step(model, planned, dataset, kept or Kept(str(folder)), resume)
+    train_step(model, planned, dataset, str(cache or folder), resume)
     return resume.history
 
 
@@ -68,9 +67,6 @@ def changed(before, model):
     }
 
 
-# What trains ------------------------------------------------------------------------------
-
-
 def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path, narrow):
     model, dataset = make(tiny, tmp_path)
     head = {"batch_normalization", "fc1", "fc2", "fc3", "predictions"}
@@ -83,41 +79,41 @@ def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path, narrow):
 
 
 @pytest.mark.parametrize(
-    ("head", "blocks", "layer", "cache_dtype", "tolerance"),
+    ("head", "blocks", "layer", "precision"),
     [
-        ("iii", (), "block5_pool", "float32", 2e-4),
-        ("iii", ("block4", "block5"), "block3_pool", "float32", 2e-4),
-        ("layers", (), "features", "float32", 2e-4),
-        pytest.param("iii", (), "block5_pool", "float16", 5e-3, marks=pytest.mark.slow),
+        ("iii", (), "block5_pool", "float32"),
+        ("iii", (), "block5_pool", "bfloat16"),
+        ("iii", ("block4", "block5"), "block3_pool", "float32"),
+        ("layers", (), "features", "float32"),
     ],
 )
 @pytest.mark.usefixtures("narrow")
 def test_training_on_cached_activations_equals_the_uncached_run(
-    tiny, tmp_path, head, blocks, layer, cache_dtype, tolerance
+    tiny, tmp_path, head, blocks, layer, precision
 ):
-    def losses(kept, folder):
+    def losses(cache, folder):
         model, dataset = make(tiny, tmp_path / "images", head=head)
+        model = network.with_precision(model, precision)
         planned = step(blocks, epochs=2, learning_rate=1e-4 if blocks else 1e-3)
-        history = train(model, planned, dataset, folder, kept)
+        history = train(model, planned, dataset, folder, cache)
         return [(row["loss"], row["val_loss"]) for row in history], snapshot(model)
 
-    kept = Kept(str(tmp_path / "images"), cache_dtype)
-    cached, cached_weights = losses(kept, tmp_path / "cached")
-    for path in (tmp_path / "images").glob(f"*{layer}*.npy"):
-        assert np.load(path, mmap_mode="r").dtype == cache_dtype
-    assert len(list((tmp_path / "images").glob(f"*{layer}*.npy"))) == 2
-    plain, plain_weights = losses(Kept("none"), tmp_path / "plain")
-    np.testing.assert_allclose(cached, plain, rtol=tolerance)
+    cached, cached_weights = losses(tmp_path / "images", tmp_path / "cached")
+    (found, _) = (tmp_path / "images").glob(f"*{layer}*.npy")
+    value_size = found.stat().st_size / np.prod(np.load(found, mmap_mode="r").shape)
+    assert round(value_size) == (2 if precision == "bfloat16" else 4)
+    plain, plain_weights = losses("none", tmp_path / "plain")
+    np.testing.assert_allclose(cached, plain, rtol=2e-4)
     for name, arrays in plain_weights.items():
         for ours, theirs in zip(cached_weights[name], arrays):
-            np.testing.assert_allclose(ours, theirs, atol=max(3e-4, tolerance))
+            np.testing.assert_allclose(ours, theirs, atol=3e-4)
 
 
 def test_the_layer_wise_head_sees_what_changes_in_any_block(tiny, tmp_path, narrow):
     """Its frozen blocks give something to the head beside what they give to the next block."""
     model, dataset = make(tiny, tmp_path / "images", head="layers")
     before = snapshot(model)
-    train(model, step(("block4", "block5")), dataset, tmp_path / "run", Kept(str(tmp_path / "images")))
+    train(model, step(("block4", "block5")), dataset, tmp_path / "run", tmp_path / "images")
     assert not list((tmp_path / "images").glob("*block3_pool*"))
     head = {"batch_normalization", "predictions"}
     blocks = {name for name in common.convolutions(model) if name.startswith(("block4", "block5"))}
@@ -126,26 +122,23 @@ def test_the_layer_wise_head_sees_what_changes_in_any_block(tiny, tmp_path, narr
 
 def test_activations_are_kept_only_where_there_is_room(tiny, tmp_path, narrow, monkeypatch, capsys):
     model, dataset = make(tiny, tmp_path / "images", head="i")
-    kept = Kept(str(tmp_path / "images"))
+    cache = tmp_path / "images"
     with monkeypatch.context() as patch:
-        patch.setattr(activations, "SHARE", 0)
-        train(model, step(), dataset, tmp_path / "1", kept)
+        patch.setattr(features, "MOST_OF_DISK", 0)
+        train(model, step(), dataset, tmp_path / "1", cache)
     assert "too much, so each epoch computes them again" in capsys.readouterr().out
     assert not list((tmp_path / "images").glob("*pool*.npy"))
-    train(model, step(), dataset, tmp_path / "2", kept)
+    train(model, step(), dataset, tmp_path / "2", cache)
     assert "The activations of block5_pool, computed once, take 0.00 GB" in capsys.readouterr().out
-    train(model, step(), dataset, tmp_path / "3", kept)
+    train(model, step(), dataset, tmp_path / "3", cache)
     assert "activations" not in capsys.readouterr().out  # they are there and take nothing more
 
 
 def test_activation_cache_follows_the_weights(tiny, tmp_path, narrow):
     for number, seed in enumerate((0, 1, 0)):
         model, dataset = make(tiny, tmp_path, seed=seed)
-        train(model, step(), dataset, tmp_path / str(number), Kept(str(tmp_path)))
+        train(model, step(), dataset, tmp_path / str(number), tmp_path)
     assert len(list(tmp_path.glob("*-train-*block5_pool*.npy"))) == 2
-
-
-# Callbacks --------------------------------------------------------------------------------
 
 
 def test_callbacks_stop_on_val_loss_and_keep_the_best_val_accuracy(tmp_path):
@@ -166,7 +159,7 @@ def test_a_step_ends_with_the_weights_of_its_best_val_accuracy(tiny, tmp_path, n
 
 def evaluate(model, dataset):
     """Keras' own accuracy on the validation split."""
-    x = keras.applications.vgg16.preprocess_input(np.array(dataset.splits["val"].images[:], "float32"))
+    x = np.array(dataset.splits["val"].images[:])
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model.evaluate(x, dataset.splits["val"].labels, verbose=0, return_dict=True)["accuracy"]
 
@@ -213,17 +206,14 @@ def test_several_steps_at_once_train_the_same(tiny, tmp_path, monkeypatch, capsy
 
     history, arrays, seen = trained(tmp_path / "single")
     assert {5, 10, 15} <= seen
-    monkeypatch.setattr("transfer.devices.STEPS_AT_ONCE", 3)
-    monkeypatch.setattr("transfer.devices.accelerators", lambda backend: ["a GPU"])
+    monkeypatch.setattr("transfer.network.STEPS_AT_ONCE", 3)
+    monkeypatch.setattr("transfer.network.accelerators", lambda backend: ["a GPU"])
     history_at_once, arrays_at_once, seen = trained(tmp_path / "at-once")
     assert seen - {0} == {15, 30, 32}  # of seven batches; Keras looked after three, six and all
     assert history_at_once == history
     for name, of_layer in arrays.items():
         for one, other in zip(arrays_at_once[name], of_layer):
             np.testing.assert_array_equal(one, other)
-
-
-# Scripts ----------------------------------------------------------------------------------
 
 
 def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys, monkeypatch):
@@ -237,8 +227,7 @@ def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys, monkeypa
     run = only_run(workdir)
     assert run.name == "tiny-finetune-iii-stepped-final-augment"
     files = {path.name for path in run.iterdir()}
-    records = {"config.json", "history.csv", "metrics.json", "curves.png"}
-    assert files == records | {"model.keras", "model.keras.sha256", ".lock"}
+    assert files == {"config.json", "history.csv", "metrics.json", "curves.png", "model.keras"}
     history = read_history(run)
     names = [name for name, _ in UNFREEZE["stepped"]]
     assert [row["trained"] for row in history] == [*names, "all, augmented"]
@@ -256,13 +245,13 @@ def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys, monkeypa
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     # model.keras is the epoch that the metrics speak of
     dataset = load_images(load_dataset(tiny), ("val",), 32)
-    assert evaluate(weights.load_model(run), dataset) == pytest.approx(metrics["val_accuracy"])
+    assert evaluate(network.load_model(run), dataset) == pytest.approx(metrics["val_accuracy"])
 
 
 def test_the_same_command_gives_the_same_figures_and_overwrites_nothing(tiny, workdir, narrow, script):
     for _ in range(2):
         script("finetune", "--data", tiny, "--head", "i", "--augment", *FAST)
-    first, second = sorted((workdir / "runs").iterdir())
+    first, second = sorted((workdir / "runs").glob("[!.]*"))
     assert [first.name, second.name] == ["tiny-finetune-i-none-augment", "tiny-finetune-i-none-augment-2"]
     one, two = ((run / "metrics.json").read_bytes() for run in (first, second))
     assert one == two
@@ -270,30 +259,17 @@ def test_the_same_command_gives_the_same_figures_and_overwrites_nothing(tiny, wo
     assert (workdir / "other" / "metrics.json").read_bytes() != one
 
 
-def test_a_named_folder_that_is_there_is_left_alone(tiny, workdir, narrow, script):
-    (workdir / "mine").mkdir()
-    (workdir / "mine" / "metrics.json").write_text("{}")
-    with pytest.raises(BadInput, match="mine.*--out"):
-        script("finetune", "--data", tiny, "--out", "mine", *FAST)
-    assert (workdir / "mine" / "metrics.json").read_text() == "{}"
-
-
-def test_augment_with_final_augment_is_refused(tiny, workdir, narrow, script):
-    with pytest.raises(BadInput, match="--final-augment"):
-        script("finetune", "--data", tiny, "--augment", "--final-augment")
-
-
 def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir, narrow, script):
     script("train_pretrained", "--data", tiny, "--top", "gap")
     run = only_run(workdir)
     assert run.name == "tiny-pretrained-gap"
-    pretrained = weights.load_model(run)
+    pretrained = network.load_model(run)
     new = common.build_model(32, 4, "gap")
-    weights.load_weights(new, "none", seed=0)
+    network.load_weights(new, "none", seed=0)
     conv = common.convolutions(new)
     assert changed(snapshot(new), pretrained) >= set(conv)  # it trained every one of them
     script("finetune", "--data", tiny, "--weights", run, "--out", "tuned", *FAST)
-    tuned = weights.load_model(workdir / "tuned")
+    tuned = network.load_model(workdir / "tuned")
     for name in conv:
         for ours, theirs in zip(
             tuned.get_layer(name).get_weights(), pretrained.get_layer(name).get_weights()
@@ -304,13 +280,13 @@ def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir,
 def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(tiny, workdir, narrow, script):
     script("finetune", "--data", tiny, "--head", "iii", "--precision", "bfloat16", *FAST)
     run = only_run(workdir)
-    model = weights.load_model(run)
+    model = network.load_model(run)
     assert model.get_layer("block3_conv1").compute_dtype == "bfloat16"
     assert model.get_layer("predictions").compute_dtype == "float32"
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
     script("test_model", "--data", tiny, "--run", run)
     assert json.loads((run / "test" / "metrics.json").read_text())["images"] == 22
-    flags = ("--data", tiny, "--model", run, "--layers", "last", "--splits", "val")
+    flags = ("--data", tiny, "--weights", run, "--layers", "last", "--splits", "val")
     script("extract_features", *flags, "--precision", "bfloat16")
     script("extract_features", *flags)
     one, two = (np.load(path) for path in sorted((workdir / "features").glob("*/val.npy")))
@@ -330,3 +306,50 @@ def test_bad_flags_end_before_a_run_begins(tiny, workdir, narrow, script, flags,
     with pytest.raises(BadInput, match=message):
         script("finetune", "--data", tiny, *flags)
     assert not (workdir / "runs").exists()
+
+
+def test_the_studys_recipe_is_what_the_flags_were_before():
+    args = vars(finetune.parse_args([]))
+    for key, value in {
+        "recipe": "study",
+        "head": "iii",
+        "unfreeze": "none",
+        "augment": False,
+        "optimizer": "adam",
+        "schedule": "constant",
+    }.items():
+        assert args[key] == value, key
+    assert len(fine_tuning_rows(args)) == 2
+
+
+def test_flags_override_the_recipe():
+    strong = vars(finetune.parse_args(["--recipe", "strong"]))
+    assert {key: strong[key] for key in flags.RECIPES["strong"]} == flags.RECIPES["strong"]
+    assert fine_tuning_rows(strong) == []
+    assert fine_tuning_rows(vars(finetune.parse_args(["--schedule", "cosine"]))) == []
+    args = finetune.parse_args(["--recipe", "strong", "--schedule", "constant", "--head", "i"])
+    assert (args.schedule, args.head) == ("constant", "i")
+    with pytest.raises(BadInput, match="--final-augment"):
+        finetune.parse_args(["--recipe", "strong", "--final-augment"])
+    with pytest.raises(BadInput, match="--final-augment"):
+        finetune.parse_args(["--augment", "--final-augment"])
+
+
+def test_frozen_and_unfrozen_steps_have_rates_and_epochs_of_their_own():
+    given = ["--augment", "--unfreeze", "all", "--learning-rate", "1", "--fine-tune-learning-rate", "0.1"]
+    args = finetune.parse_args(given)
+    vars(args).update(epochs=1, fine_tune_epochs=2, batch_size=16)
+    dense, everything = plan_steps(args)
+    assert (dense.augment, dense.learning_rate, dense.epochs) == (True, 1, 1)
+    assert (everything.augment, everything.learning_rate, everything.epochs) == (True, 0.1, 2)
+
+
+def test_a_cosine_rises_and_falls_to_nothing():
+    planned = step(optimizer="sgd", learning_rate=0.4, epochs=10, schedule="cosine")
+    optimizer = new_optimizer(planned, 10)
+    rates = [float(optimizer._learning_rate(update)) for update in range(101)]
+    assert rates[:11] == pytest.approx(np.linspace(0, 0.4, 11))
+    expected = 0.2 * (1 + np.cos(np.pi * np.arange(91) / 90))
+    assert rates[10:] == pytest.approx(expected, abs=1e-6)
+    one = new_optimizer(dataclasses.replace(planned, epochs=1), 1)  # too short for a warm-up
+    assert float(one._learning_rate(0)) == pytest.approx(0.4)

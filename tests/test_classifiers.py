@@ -1,27 +1,24 @@
-"""random_forest.py: forests, the full-network embedding, the grid, and their files."""
+"""Forests and linear classifiers: classifiers.py, random_forest.py."""
 
 import csv
 import json
 import shutil
 import zipfile
-from itertools import product
 
 import numpy as np
 import pytest
-from conftest import write_checksum
-from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+import skops.io
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 import random_forest
-from common import discretise
 from transfer import classifiers
-from transfer.classifiers import check_trees, load_pipeline, save_pipeline
-from transfer.dataset import load_dataset
+from transfer.classifiers import check_trees, load_pipeline
+from transfer.data import load_dataset
 from transfer.features import load_features
 from transfer.screen import BadInput
-from transfer.study import FOREST_LAYERS
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def features(workdir, stored_features):
 
 
 def only_run(workdir):
-    (run,) = (workdir / "runs").iterdir()
+    (run,) = (workdir / "runs").glob("[!.]*")
     return run
 
 
@@ -44,7 +41,11 @@ def test_embedding_equals_numpys_with_the_training_statistics():
     train[:, 8] = 0
     val = rng.gamma(0.7, 40, (50, 40)).astype("float32")
     val[:, 7] = 3.3
-    steps = Pipeline(classifiers.embedding(True)).fit(train)
+    labels = np.arange(200) % 3, np.arange(50) % 3
+    setting = [{"min_samples_leaf": 2, "n_estimators": 1}]
+    pairs = (train, labels[0]), (val, labels[1])
+    ((pipeline, _, _),) = classifiers.fit_classifiers(setting, *pairs, True, 0)
+    steps = pipeline[:-1]
     deviation = train.astype("float64").std(axis=0)
     deviation[[7, 8]] = 1
     for split in (train, val):
@@ -60,12 +61,8 @@ def test_embedding_equals_numpys_with_the_training_statistics():
 def test_forests_grown_from_smaller_ones_equal_those_fitted_alone():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(120, 30)).astype("float32"), rng.integers(0, 4, 120)
-    flags = ["--grid", "--no-discretize"]
-    settings = [
-        setting
-        for setting in random_forest.plan_settings(random_forest.parse_args(flags))
-        if setting["min_samples_leaf"] < 20
-    ]
+    plan = random_forest.plan_settings(random_forest.parse_args(["--grid", "--no-discretize"]))
+    settings = [setting for setting in plan["all", False] if setting["min_samples_leaf"] < 20]
     found = classifiers.fit_classifiers(settings, (x, y), (x, y), False, 5)
     found = [(row["min_samples_leaf"], row["n_estimators"], pipeline) for pipeline, row, *_ in found]
     assert [(leaf, n) for leaf, n, _ in found] == [(a, b) for a in (2, 7) for b in (12, 50, 100)]
@@ -97,58 +94,26 @@ def test_a_run_leaves_its_record(tiny, workdir, features, script, capsys):
     np.testing.assert_array_equal(pipeline.predict(x_val), alone.predict(x_val))
 
 
-def test_extra_trees_are_scikit_learns(tiny, workdir, features, script, capsys):
-    command = ("random_forest", "--data", tiny, "--classifier", "extra-trees", "--trees", "12")
-    script(*command)
-    run = only_run(workdir)
-    assert run.name == "tiny-extra-trees-none-all-trees12-leaf2"
-    dataset = load_dataset(tiny)
-    (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s) for s in ("train", "val"))
-    alone = ExtraTreesClassifier(12, min_samples_leaf=2, random_state=0).fit(x, y)
-    pipeline = load_pipeline(run / "pipeline.skops")
-    np.testing.assert_allclose(pipeline.predict_proba(x_val), alone.predict_proba(x_val))
-    assert json.loads((run / "metrics.json").read_text())["val_accuracy"] == alone.score(x_val, y_val)
-    script("test_model", "--run", run, "--data", tiny)
-    assert f"{run.name}" in capsys.readouterr().out
-    with pytest.raises(BadInput, match="--c is of --classifier linear"):
-        script(*command, "--c", "1")
-
-
-@pytest.mark.parametrize("discretize", [False, True])
 def test_the_linear_classifier_is_scikit_learns_on_standardised_features(
-    tiny, workdir, features, script, capsys, discretize
+    tiny, workdir, features, script, capsys
 ):
-    flags = ["--discretize"] * discretize
-    script(
-        "random_forest", "--data", tiny, "--classifier", "linear", "--layers", "last", "--c", "0.01", *flags
-    )
+    flags = ("--classifier", "linear", "--layers", "last", "--c", "0.01")
+    script("random_forest", "--data", tiny, *flags)
     run = only_run(workdir)
-    assert run.name == "tiny-linear-none-last-c0.01" + "-discretised" * discretize
+    assert run.name == "tiny-linear-none-last-c0.01"
     dataset = load_dataset(tiny)
     (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s, "last") for s in ("train", "val"))
-    steps = [StandardScaler(), FunctionTransformer(discretise)][: 1 + discretize]
-    alone = make_pipeline(*steps, LogisticRegression(C=0.01, max_iter=500)).fit(x, y)
+    alone = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(x, y)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["val_accuracy"] == pytest.approx(alone.score(x_val, y_val))
     assert metrics["accuracy"] == pytest.approx(alone.score(x, y))
     assert (metrics["C"], metrics["n_features"]) == (0.01, 1472)
     pipeline = load_pipeline(run / "pipeline.skops")
     np.testing.assert_allclose(pipeline.predict_proba(x_val), alone.predict_proba(x_val), atol=1e-5)
-    out = capsys.readouterr().out
-    assert "Fitting linear classifiers on 32 x 1472 features" in out
+    assert "on 32 x 1472 features" in capsys.readouterr().out
     script("test_model", "--run", run, "--data", tiny, "--explain")
     assert (run / "test" / "layer_importance.png").exists()
     assert not (run / "test" / "explained").exists()
-
-
-@pytest.mark.slow
-def test_a_linear_grid_goes_over_layers_and_the_embedding(tiny, workdir, features, script, monkeypatch):
-    monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)
-    script("random_forest", "--data", tiny, "--classifier", "linear", "--grid")
-    rows = json.loads((only_run(workdir) / "metrics.json").read_text())["forests"]
-    found = {(row["layers"], row["discretize"], row["C"]) for row in rows}
-    assert len(rows) == 2 * len(FOREST_LAYERS) * len(random_forest.C_PATH)
-    assert found == set(product(FOREST_LAYERS, (False, True), random_forest.C_PATH))
 
 
 def test_the_linear_classifier_takes_the_best_c_on_validation(
@@ -166,7 +131,7 @@ def test_the_linear_classifier_takes_the_best_c_on_validation(
     assert metrics["C"] == pipeline[-1].C
     assert pipeline.score(x_val, y_val) == best
     # interrupted between two, it ends with the same figures, as it walks the path again
-    save, left = random_forest.save_confusion, [4]
+    save, left = classifiers.save_confusion, [4]
 
     def stop(*given):
         left[0] -= 1
@@ -174,7 +139,7 @@ def test_the_linear_classifier_takes_the_best_c_on_validation(
             raise KeyboardInterrupt
         save(*given)
 
-    monkeypatch.setattr(random_forest, "save_confusion", stop)
+    monkeypatch.setattr(classifiers, "save_confusion", stop)
     with pytest.raises(KeyboardInterrupt):
         script(*command, "--out", "cut")
     script(*command, "--out", "cut")
@@ -194,9 +159,10 @@ def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     tiny, workdir, features, script, monkeypatch
 ):
     monkeypatch.setattr("transfer.features.build_network", None)
-    monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)  # 54 pictures
-    opened, load = [], random_forest.load_features
-    monkeypatch.setattr(random_forest, "load_features", lambda *a: opened.append(a[2]) or load(*a))
+    monkeypatch.setattr("transfer.classifiers.save_confusion", lambda *_: None)  # 54 pictures
+    opened = []
+    watched = lambda *given: opened.append(given[2]) or load_features(*given)  # noqa: E731
+    monkeypatch.setattr("transfer.features.load_features", watched)
     script("random_forest", "--data", tiny, "--grid")
     assert opened == ["train", "val"]
     run = only_run(workdir)
@@ -209,47 +175,35 @@ def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     assert metrics["val_accuracy"] == max(float(r["val_accuracy"]) for r in rows)
 
 
-def test_extracts_what_is_missing_by_itself(tiny, workdir, narrow, script):
-    script("random_forest", "--data", tiny, "--trees", "12", "--discretize", "--layers", "block5_conv3")
-    (folder,) = (workdir / "features").iterdir()
-    assert sorted(path.name for path in folder.glob("*.npy")) == ["train.npy", "val.npy"]
-    assert json.loads((only_run(workdir) / "metrics.json").read_text())["n_features"] == 512 // 8
-
-
 @pytest.fixture
 def forest():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 5)).astype("float32"), rng.integers(0, 3, 60)
-    steps = classifiers.embedding(True)
-    return Pipeline([*steps, ("forest", RandomForestClassifier(3, random_state=0))]).fit(x, y), x
+    forest = RandomForestClassifier(3, random_state=0)
+    return make_pipeline(StandardScaler(), FunctionTransformer(discretize), forest).fit(x, y), x
 
 
 def test_a_forest_is_stored_without_pickle_and_loads_as_it_was(forest, tmp_path):
     pipeline, x = forest
-    save_pipeline(tmp_path / "a.skops", pipeline)
+    (tmp_path / "a.skops").write_bytes(skops.io.dumps(pipeline))
     loaded = load_pipeline(tmp_path / "a.skops")
     np.testing.assert_array_equal(loaded.predict_proba(x), pipeline.predict_proba(x))
     assert not any(name.endswith(".pkl") for name in zipfile.ZipFile(tmp_path / "a.skops").namelist())
 
 
-def test_a_changed_forest_is_refused(forest, tmp_path):
-    path = tmp_path / "a.skops"
-    save_pipeline(path, forest[0])
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(BadInput, match="another sha256"):
-        load_pipeline(path)
-    write_checksum(path)
-    with pytest.raises(BadInput, match="not a whole pipeline"):
-        load_pipeline(path)
+def test_a_damaged_forest_is_refused(forest, tmp_path):
+    content = bytearray(skops.io.dumps(forest[0]))
+    cut, changed = content[:-10], content.copy()
+    changed[len(content) // 2] ^= 1
+    for damaged in (cut, changed):
+        (tmp_path / "a.skops").write_bytes(damaged)
+        with pytest.raises(BadInput, match="not a whole pipeline"):
+            load_pipeline(tmp_path / "a.skops")
 
 
 def test_a_file_of_other_types_is_refused(tmp_path):
-    import skops.io
-    from sklearn.preprocessing import FunctionTransformer
-
     path = tmp_path / "a.skops"
     path.write_bytes(skops.io.dumps(FunctionTransformer(shutil.rmtree)))
-    write_checksum(path)
     with pytest.raises(BadInput, match="shutil.rmtree"):
         load_pipeline(path)
 
@@ -271,7 +225,7 @@ def test_features_without_a_layer_or_folder_are_named(tiny, workdir, features, s
 
 
 def test_a_flag_narrows_the_grid(tiny, workdir, features, script, monkeypatch):
-    monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)
+    monkeypatch.setattr("transfer.classifiers.save_confusion", lambda *_: None)
     flags = ("--grid", "--trees", "5", "--layers", "last", "--no-discretize")
     script("random_forest", "--data", tiny, *flags)
     rows = json.loads((only_run(workdir) / "metrics.json").read_text())["forests"]
@@ -282,9 +236,10 @@ def test_a_flag_narrows_the_grid(tiny, workdir, features, script, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--c", "0.1"], "--c is of --classifier linear"),
-        (["--classifier", "linear", "--trees", "5"], "--trees is of --classifier forest"),
-        (["--classifier", "linear", "--leaf", "5"], "--leaf is of --classifier forest"),
+        (["--c", "0.1"], "--c is for --classifier linear"),
+        (["--classifier", "linear", "--trees", "5"], "--trees is for --classifier forest"),
+        (["--classifier", "linear", "--discretize"], "--discretize is for --classifier forest"),
+        (["--classifier", "linear", "--leaf", "5"], "--leaf is for --classifier forest"),
     ],
 )
 def test_a_flag_of_another_classifier_is_refused(flags, message):

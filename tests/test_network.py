@@ -1,0 +1,271 @@
+"""Weights in and out, precision, devices and processes: network.py."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import common
+from transfer import network
+from transfer.screen import BadInput
+from transfer.study import FIGURES
+
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed"))
+    for name in ("tensorflow", "jax")
+]
+TOLERANCE = 2e-4  # devices add their parts in another order
+
+
+def write_official(path, model, with_top, change=None):
+    """The layout of the official Keras .h5 files: groups by layer, names in attributes."""
+    with h5py.File(path, "w") as file:
+        names = []
+        for layer in model.layers:
+            if not with_top and "_conv" not in layer.name and layer.weights:
+                continue
+            names.append(layer.name.encode())
+            group = file.create_group(layer.name)
+            arrays = layer.get_weights()
+            if change and layer.name == change[0]:
+                arrays = change[1](arrays)
+            keys = [f"{layer.name}/{layer.name}_{kind}_1:0" for kind in "Wb"][: len(arrays)]
+            group.attrs["weight_names"] = [key.encode() for key in keys]
+            for key, array in zip(keys, arrays):
+                group.create_dataset(key, data=array)
+        file.attrs["layer_names"] = names
+
+
+@pytest.fixture
+def pretrained(narrow):
+    """A network with fc1, fc2 and predictions, as the official one has."""
+    model = common.build_model(32, 4, "i")
+    network.load_weights(model, "none", seed=7)
+    return model
+
+
+@pytest.mark.parametrize("with_top", [True, False])
+def test_official_h5_files_load_with_and_without_top(pretrained, tmp_path, with_top):
+    path = tmp_path / "vgg16.h5"
+    write_official(path, pretrained, with_top)
+    model = common.build_model(32, 4, "iii")
+    network.load_weights(model, str(path), seed=0)
+    assert len(common.convolutions(model)) == 13
+    for name in common.convolutions(model):
+        for ours, theirs in zip(
+            model.get_layer(name).get_weights(), pretrained.get_layer(name).get_weights()
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_imagenet_weights_come_from_keras_applications(monkeypatch, tmp_path):
+    original = common.build_model(32, 4, "gap")
+    network.load_weights(original, "none", seed=7)
+    path = tmp_path / "notop.h5"
+    write_official(path, original, with_top=False)
+    asked = []
+
+    def get_file(name, url, **_):
+        asked.append(url)
+        return str(path)
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
+    model = common.build_model(32, 4, "gap")
+    network.load_weights(model, "imagenet", seed=0)
+    assert asked[0].endswith("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
+    np.testing.assert_array_equal(
+        model.get_layer("block5_conv3").get_weights()[0],
+        original.get_layer("block5_conv3").get_weights()[0],
+    )
+
+
+def test_a_failed_download_names_what_helps(monkeypatch):
+    def get_file(*_, **__):
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
+    with pytest.raises(BadInput, match="--weights PATH"):
+        network.load_weights(common.build_model(32, 4, "gap"), "imagenet", seed=0)
+
+
+def test_a_mismatch_is_refused_by_layer_and_shape(pretrained, tmp_path):
+    model = common.build_model(32, 4, "gap")
+    before = model.get_layer("block1_conv1").get_weights()[0]
+    path = tmp_path / "a.h5"
+    write_official(path, pretrained, False, ("block3_conv2", lambda a: [a[0][..., :7], a[1]]))
+    with pytest.raises(BadInput, match=r"block3_conv2.*\(3, 3, 32, 7\).*\(3, 3, 32, 32\)"):
+        network.load_weights(model, str(path), seed=0)
+    np.testing.assert_array_equal(model.get_layer("block1_conv1").get_weights()[0], before)
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    other.save(tmp_path / "other.keras")
+    with pytest.raises(BadInput, match="no layer block1_conv1"):
+        network.load_weights(model, str(tmp_path / "other.keras"), seed=0)
+
+
+@pytest.mark.parametrize("name", ["absent.h5", "absent.keras", "broken.h5", "broken.keras"])
+def test_an_absent_or_broken_file_is_named(tmp_path, narrow, name):
+    if name.startswith("broken"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 not a model")
+    with pytest.raises(BadInput, match=name):
+        network.load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
+
+
+def test_new_weights_are_he_normal_and_follow_the_seed():
+    model = common.build_model(32, 4, "gap")
+    network.load_weights(model, "none", seed=3)
+    kernel, bias = model.get_layer("block4_conv2").get_weights()
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
+    assert not bias.any()
+    network.load_weights(model, "none", seed=4)
+    assert np.any(model.get_layer("block4_conv2").get_weights()[0] != kernel)
+    network.load_weights(model, "none", seed=3)
+    np.testing.assert_array_equal(model.get_layer("block4_conv2").get_weights()[0], kernel)
+
+
+def start(folder, backend, name, *flags, process=None, port=None):
+    """Start `name` in `folder`; as one of two processes that train together where `process` is given."""
+    env = os.environ | {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    if process is not None:
+        together = {"JOB_ADDRESSES": f"127.0.0.1:{port}", "NUM_PROCESSES": "2", "PROCESS_ID": str(process)}
+        env |= {f"KERAS_DISTRIBUTION_{key}": value for key, value in together.items()}
+        flags = (*flags, "--processes")
+    command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=env, **pipes)
+
+
+def start_two(folder, *flags):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return [start(folder, "jax", *flags, process=number, port=port) for number in range(2)]
+
+
+def finish(*processes):
+    """What the processes printed; all of them end well."""
+    outputs = [process.communicate(timeout=400) for process in processes]
+    for process, (_, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors[-2000:]
+    return [output for output, _ in outputs]
+
+
+def read_history(run):
+    with open(run / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected):
+        for key in FIGURES:
+            assert float(one[key]) == pytest.approx(float(other[key]), rel=TOLERANCE, abs=TOLERANCE), key
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_are_filled_up_with_rows_that_do_not_count(processes):
+    images = np.random.default_rng(0).integers(0, 255, (10, 8, 8, 3), dtype="uint8")
+    whole, parts = common.Batches(images, np.arange(10), 6)[1], []
+    for process in range(processes):
+        share = common.Share(3 * processes, processes, process)
+        parts.append(common.Batches(images, np.arange(10), 6, share=share)[1])
+    training = common.Batches(images, np.arange(10), 6, seed=0, share=share)
+    x, y, weights = (np.concatenate(columns) for columns in zip(*parts))
+    assert np.array_equal(x[:4], whole[0])
+    assert y.tolist() == [6, 7, 8, 9, 6, 7]
+    assert weights.tolist() == [1, 1, 1, 1, 0, 0]
+    assert sum(training[index][2].sum() for index in range(2)) == (12 if processes == 1 else 4.5)
+
+
+def test_what_does_not_fit_is_named(tiny, workdir, script, monkeypatch):
+    backend, flags = keras.backend.backend(), ("--data", tiny, "--head", "i")
+    if backend != "jax":
+        with pytest.raises(BadInput, match=f"--processes does not work on {backend}; use"):
+            script("finetune", *flags, "--processes")
+    monkeypatch.setattr(network, "current_share", lambda: common.Share(3))
+    with pytest.raises(BadInput, match="--batch-size 16 .* a multiple of 3"):
+        script("finetune", *flags)
+    assert not (workdir / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "share", "line"),
+    [
+        ([], common.Share(), "CPU, 3 threads (jax)"),
+        (["NVIDIA H200"], common.Share(), "NVIDIA H200, 1 GPU (jax)"),
+        (["NVIDIA H200"] * 4, common.Share(2), "NVIDIA H200, 2 of 4 GPUs; each batch is shared"),
+    ],
+)
+def test_what_it_computes_on_is_said(monkeypatch, found, share, line):
+    monkeypatch.setattr(network, "accelerators", lambda backend: found)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert network.describe_devices("jax", share).startswith(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKENDS)
+def test_two_devices_train_as_one_does(tiny, tmp_path, name):
+    """Every part of the network trains, with augmentation; no dropout, whose draws depend on the parts."""
+    command = ("train_pretrained", "--data", tiny, "--top", "gap", "--augment", "--epochs", "1")
+    finish(start(tmp_path, name, *command, "--out", "one"))
+    (output,) = finish(start(tmp_path, name, *command, "--out", "two", "--devices", "2"))
+    assert "shared out among 2 devices" in output
+    assert_same(read_history(tmp_path / "two"), read_history(tmp_path / "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("jax") is None, reason="jax is not installed")
+def test_two_processes_train_as_one_does_and_resume(tiny, tmp_path):
+    """Once left alone, and once both killed after the first epoch: the same figures."""
+    command = ("train_pretrained", "--data", tiny, "--top", "gap", "--augment", "--epochs", "3", "--out")
+    finish(start(tmp_path, "jax", *command, "one"))
+    first, second = finish(*start_two(tmp_path, *command, "two"))
+    assert "of 2 processes" in first and "process 0 records this run" in second
+    whole = read_history(tmp_path / "two")
+    assert_same(whole, read_history(tmp_path / "one"))
+    names = [sorted(path.name for path in (tmp_path / run).iterdir()) for run in ("one", "two")]
+    assert names[0] == names[1]
+    processes, limit = start_two(tmp_path, *command, "killed"), time.monotonic() + 200
+    while not (tmp_path / "killed" / "history.csv").exists():
+        assert time.monotonic() < limit and processes[0].poll() is None
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    if (tmp_path / "killed" / "resume").exists():
+        finish(*start_two(tmp_path, *command, "killed"))
+    assert read_history(tmp_path / "killed") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKENDS)
+def test_batch_normalisation_sees_the_whole_batch_on_several_devices(tiny, tmp_path, name):
+    """The dense step of the layer-wise head, on activations that are kept."""
+    averages = []
+    for number in ("1", "2"):
+        flags = ("--data", tiny, "--head", "layers", "--epochs", "1", "--out", number)
+        finish(start(tmp_path, name, "finetune", *flags, "--devices", number))
+        layer = network.load_model(tmp_path / number).get_layer("batch_normalization")
+        assert not layer.synchronized
+        averages.append(layer.get_weights()[2:])
+    for one, two in zip(*averages):
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKENDS)
+def test_features_are_the_same_on_several_devices(tiny, tmp_path, name):
+    found = []
+    for number in ("1", "4"):  # 22 pictures: the last batch is filled up
+        flags = ("--data", tiny, "--layers", "last", "--splits", "test", "--out", number)
+        finish(start(tmp_path, name, "extract_features", *flags, "--devices", number))
+        found.append(np.load(tmp_path / number / "test.npy"))
+    assert found[0].shape == (22, 1472)
+    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-4)

@@ -1,0 +1,71 @@
+"""Arrays that grow on disk: store.py."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from transfer.screen import BadInput
+from transfer.store import ArrayFile, make_array
+
+
+class Unplugged(BaseException):
+    """Stands in for a kill, within this process: nothing catches it."""
+
+
+def test_an_array_goes_on_at_its_last_whole_block(tmp_path):
+    whole = np.random.default_rng(0).normal(size=(23, 4, 3)).astype("float32")
+    asked = []
+
+    def produce(starts):
+        for start in starts:
+            asked.append(start)
+            if len(asked) == 4:
+                raise Unplugged
+            yield whole[start : start + 5]
+
+    path = tmp_path / "a.npy"
+    array = ArrayFile(path, whole.shape, "float32", "test")
+    with pytest.raises(Unplugged):
+        make_array(array, produce, 5)
+    assert not path.exists()
+    with open(tmp_path / "a.npy.part", "ab") as file:
+        file.write(b"half a block")
+    np.testing.assert_array_equal(make_array(array, produce, 5), whole)
+    assert asked == [0, 5, 10, 15, 15, 20]
+    np.testing.assert_array_equal(make_array(array, produce, 5), whole)  # nothing is asked
+    assert len(asked) == 6
+    content = path.read_bytes()
+    for damaged in (content[:-5], content[:50], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"a\.npy is damaged"):
+            make_array(array, produce, 5)
+
+
+def test_a_part_of_another_shape_is_begun_anew(tmp_path):
+    (tmp_path / "a.npy.part").write_bytes(b"\x93NUMPY something else, and longer than the header" * 50)
+    whole = np.arange(12.0).reshape(6, 2)
+    file = ArrayFile(tmp_path / "a.npy", (6, 2), "float64", "test")
+    found = make_array(file, lambda starts: (whole[start : start + 4] for start in starts), 4)
+    np.testing.assert_array_equal(found, whole)
+
+
+def test_two_at_once_make_an_array_once(tmp_path):
+    asked = []
+
+    def produce(starts):
+        for start in starts:
+            asked.append(start)
+            yield np.full((1, 1000), start, "float32")
+
+    def make(found):
+        found.append(make_array(ArrayFile(tmp_path / "a.npy", (50, 1000), "float32", "test"), produce, 1))
+
+    found = []
+    threads = [threading.Thread(target=make, args=(found,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert asked == list(range(50))
+    np.testing.assert_array_equal(*found)

@@ -1,0 +1,123 @@
+"""Why a run says what it says: Grad-CAM, galleries of mistakes, the importance of layers."""
+
+import keras
+import numpy as np
+
+from common import convolutions, reads_every_layer, select_layers
+from transfer import plots
+from transfer.classifiers import load_pipeline
+from transfer.images import decode_image
+from transfer.predict import ranking
+from transfer.screen import progress
+
+
+def gradient(function, x):
+    """Gradient of the scalar function(x) at the array x, on whichever backend Keras runs."""
+    backend, x = keras.backend.backend(), keras.ops.convert_to_tensor(x)
+    if backend == "jax":
+        import jax
+
+        return np.asarray(jax.grad(function)(x))
+    if backend == "torch":
+        import torch
+
+        x = x.detach().requires_grad_()
+        return keras.ops.convert_to_numpy(torch.autograd.grad(function(x), x)[0])
+    import tensorflow
+
+    with tensorflow.GradientTape() as tape:
+        tape.watch(x)
+        y = function(x)
+    return np.asarray(tape.gradient(y, x))
+
+
+def grad_cam(model, images):
+    """Where the last convolution speaks for the class that each image is taken for.
+
+    Grad-CAM (Selvaraju et al. 2017): the activations of the last convolution, each channel weighted by
+    the mean gradient of the class's score before the softmax, summed, negative parts cut off.
+    images: uint8 (b, size, size, 3). Returns float32 (b, h, w), each map scaled to a maximum of 1 (0
+    everywhere where nothing speaks for the class).
+    """
+    *earlier, last = convolutions(model)
+    tensors = [model.get_layer(last).output]
+    if reads_every_layer(model):
+        tensors += [model.get_layer(f"{name}_mean").output for name in earlier]
+    outputs = keras.Model(model.input, [*tensors, model.output]).predict_on_batch(images)
+    activations, *means, probabilities = (np.asarray(output, "float32") for output in outputs)
+    means = [keras.ops.convert_to_tensor(mean) for mean in means]
+    upper = keras.Model(tensors, model.output)
+    chosen = keras.ops.one_hot(probabilities.argmax(axis=1), model.output_shape[-1])
+    softmax = model.get_layer("predictions")
+    before, softmax.activation = softmax.activation, keras.activations.linear
+    try:
+        slopes = gradient(lambda a: keras.ops.sum(upper([a, *means], training=False) * chosen), activations)
+    finally:
+        softmax.activation = before
+    weights = slopes.astype("float32").mean(axis=(1, 2), keepdims=True)
+    maps = np.maximum((weights * activations).sum(axis=-1), 0)
+    return maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
+
+
+def layer_importance(pipeline, columns, layers):
+    """({layer: share of the importance}, {layer: share of the features}) of a fitted pipeline.
+
+    A forest's importance of a layer is the sum of its features' (mean decrease of impurity); a linear
+    classifier's is the sum of its features' absolute weights, which act on standardised features.
+    """
+    classifier, names = pipeline[-1], select_layers(list(columns), layers)
+    if hasattr(classifier, "feature_importances_"):
+        weights = classifier.feature_importances_
+    else:
+        weights = np.abs(classifier.coef_).sum(axis=0)
+    widths = [columns[name][1] - columns[name][0] for name in names]
+    sums = [part.sum() for part in np.split(weights, np.cumsum(widths)[:-1])]
+    total = max(sum(sums), 1e-12)
+    importance = {name: float(value / total) for name, value in zip(names, sums)}
+    return importance, {name: width / sum(widths) for name, width in zip(names, widths)}
+
+
+def explain_test(out, run, dataset, tested, network):
+    """Draw the most confident mistakes of the test split (report.Tested), and why, into the folder
+    `out`."""
+    predicted, confidence = tested.probabilities.argmax(axis=1), tested.probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != tested.true)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    paths = {row: dataset.image_folder / tested.files[row] for row in wrong}
+    if len(wrong):
+        mistakes = [
+            (path, dataset.labels[tested.true[row]], dataset.labels[predicted[row]], confidence[row])
+            for row, path in paths.items()
+        ]
+        title = f"{run.folder.name}: the most confident of {len(wrong)} mistakes "
+        title += f"on {len(tested.files)} test images"
+        drawn = plots.plot_gallery(out / "gallery.png", mistakes, title, dataset.notice)
+        print(f"{drawn} mistakes drawn in {out}/gallery.png")
+    if not run.is_network:
+        explain_layers(out, run)
+        return
+    chosen = wrong[: plots.GALLERY_ROWS * plots.GALLERY_COLUMNS]
+    images = np.array([decode_image(paths[row], run.image_size) for row in chosen], "uint8")
+    rankings = {paths[row]: ranking(tested.probabilities[row], dataset.labels) for row in chosen}
+    explain_pictures(out / "explained", network, images, rankings, dataset.notice)
+
+
+def explain_layers(out, run):
+    """Draw the importance of each layer for a forest or a linear classifier."""
+    pipeline, columns = load_pipeline(run.folder / "pipeline.skops"), run.config["features"]["layers"]
+    shares = layer_importance(pipeline, columns, run.metrics["layers"])
+    title = f"{run.folder.name}: which layers it relies on"
+    plots.plot_importance(out / "layer_importance.png", *shares, title, run.config["dataset"]["notice"])
+    print(f"The importance of each layer is drawn in {out}/layer_importance.png")
+
+
+def explain_pictures(out, network, images, rankings, notice, first=1):
+    """Draw Grad-CAM of each picture into the folder `out`, numbered from `first`. images: uint8 (n, size,
+    size, 3). rankings: {file: its `ranking`}, in their order."""
+    if not rankings:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    maps = np.concatenate([grad_cam(network, images[n : n + 32]) for n in range(0, len(images), 32)])
+    drawn = progress(zip(rankings.items(), maps), "drawing", len(rankings), " pictures")
+    for number, ((path, ranked), heat) in enumerate(drawn, first):
+        plots.plot_explanation(out / f"{number:04d}-{path.stem}.png", path, heat, ranked, notice)

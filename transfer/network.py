@@ -1,0 +1,295 @@
+"""The network's weights, where they come from and what identifies them; its precision; and its devices.
+
+    one machine         TensorFlow: tf.distribute.MirroredStrategy; JAX: keras.distribution.DataParallel
+    several machines    JAX: processes that keras.distribution.initialize brings together
+
+Each batch is shared out evenly and gradients are averaged: the same training as on one device.
+"""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+from common import Share, convolutions
+from transfer.screen import BadInput
+
+PIXEL_DEVIATION = 60.0  # of ImageNet's pixels after VGG16's preprocessing, about the same in each channel
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+IN_FLOAT32 = (keras.layers.Rescaling, keras.layers.GlobalAveragePooling2D, keras.layers.Concatenate)
+STEPS_AT_ONCE = 50  # of training on a GPU by TensorFlow: about a second
+
+
+def load_weights(model, weights, seed, layers=None):
+    """Give `layers` of `model` (default: its convolutions) their first weights.
+
+    weights: "imagenet", "none" (drawn by `seed`), or a path: an official Keras .h5 with or without top, a
+    .keras file, or a run's folder. Raises BadInput that names the first layer that is missing or of
+    another shape; `model` is then as it was.
+    """
+    layers = layers or convolutions(model)
+    if weights == "none":
+        draw_weights(model, layers, seed)
+        return
+    found = read_weights(weights, "fc1" in layers)
+    for name in layers:
+        needed = [tuple(variable.shape) for variable in model.get_layer(name).weights]
+        if name not in found:
+            raise BadInput(f"--weights {weights} has no layer {name}, so it is no VGG16; name another.")
+        shapes = [array.shape for array in found[name]]
+        if shapes != needed:
+            advice = f"{needed} are needed; use weights of VGG16, fc1 with the image size it was made for"
+            raise BadInput(f"--weights {weights}: layer {name} has the shapes {shapes} where {advice}.")
+    for name in layers:
+        model.get_layer(name).set_weights(found[name])
+
+
+def draw_weights(model, layers, seed):
+    """Draw new weights for `layers`: He-normal kernels, biases of 0, the same on every backend.
+
+    Glorot's uniform, VGG16's default in Keras, halves the variance at each rectified layer, 13 times.
+    He et al. (2015) keeps it, which is what lets plain deep networks train from scratch. It asks for inputs
+    of variance 1; preprocessed pixels have a standard deviation of about 60, by which the first kernel is
+    divided.
+    """
+    for number, name in enumerate(layers):
+        kernel, bias = model.get_layer(name).weights
+        rng = np.random.default_rng([seed, number])
+        deviation = np.sqrt(2 / np.prod(kernel.shape[:-1]))
+        if name == "block1_conv1":
+            deviation /= PIXEL_DEVIATION
+        drawn = np.empty(kernel.shape, "float32")
+        for part in drawn:  # part by part, as NumPy draws float64: twice the room
+            part[...] = rng.normal(0, deviation, part.shape)
+        kernel.assign(drawn)
+        bias.assign(np.zeros(bias.shape))
+
+
+def read_weights(weights, top=False):
+    """Weights by layer name, {name: [arrays]}, from "imagenet", a .h5, a .keras or a run's folder."""
+    if weights == "imagenet":
+        try:
+            model = keras.applications.VGG16(include_top=top, weights="imagenet")
+        except Exception as error:  # get_file raises bare Exception where the network fails
+            advice = "connect to the network once, or use --weights PATH (an official VGG16 .h5) or none"
+            raise BadInput(f"The ImageNet weights could not be downloaded ({error}); {advice}.") from None
+        return {layer.name: layer.get_weights() for layer in model.layers}
+    path = Path(weights)
+    if path.suffix != ".h5":
+        return {layer.name: layer.get_weights() for layer in load_model(path).layers}
+    if not path.is_file():
+        raise BadInput(f"There is no weights file {path}; name another, or use --weights none.")
+    try:
+        with h5py.File(path, "r") as file:
+            group, found = file.get("model_weights", file), {}
+            for name in np.array(group.attrs["layer_names"], "str"):
+                arrays = np.array(group[name].attrs["weight_names"], "str")
+                found[str(name)] = [np.array(group[name][array]) for array in arrays]
+            return found
+    except (OSError, KeyError) as error:
+        raise BadInput(f"{path} is not a Keras .h5 file ({error}); use an official VGG16.") from None
+
+
+def model_file(path):
+    """The file behind a --weights: `path`, or model.keras in a run's folder."""
+    path = Path(path)
+    path = path / "model.keras" if path.is_dir() else path
+    if not path.is_file():
+        raise BadInput(f"There is no model {path}; `python test_model.py` lists the runs there are.")
+    return path
+
+
+def load_model(path):
+    """The network of a .keras file or of a run's folder; loading runs no code from the file. BadInput where
+    it cannot be loaded."""
+    path = model_file(path)
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # a damaged archive fails in many ways, all of them final
+        reason = str(error).strip().split("\n")[0]
+        raise BadInput(f"{path} is not a whole .keras model ({reason}); name another.") from None
+
+
+def input_size(path):
+    """The image size of the VGG16 in a .keras file or a run's folder, in pixels. BadInput where there is
+    none."""
+    model = load_model(path)
+    if not {"block1_conv1", "block5_conv3"} <= {layer.name for layer in model.layers}:
+        raise BadInput(f"{path} holds no VGG16 (no layers block1_conv1 to block5_conv3); name another.")
+    return model.input_shape[1]
+
+
+def weights_digest(model, layers):
+    """sha256 over the named layers' weights: what decides their outputs."""
+    digest = hashlib.sha256()
+    for name in layers:
+        for array in model.get_layer(name).get_weights():
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def random_state(model):
+    """{layer: [seed, count]} of the layers that draw at random: what no weights file of Keras holds."""
+    drawn = [layer for layer in model.layers if hasattr(layer, "seed_generator")]
+    return {layer.name: np.asarray(layer.seed_generator.state).tolist() for layer in drawn}
+
+
+def set_random_state(model, states):
+    """Set what `random_state` gave."""
+    for name, state in states.items():
+        model.get_layer(name).seed_generator.state.assign(np.array(state, "uint32"))
+
+
+def with_precision(model, precision):
+    """`model`, or a copy of it, that computes in "float32" or "bfloat16".
+
+    Variables, preprocessing, means and the softmax are float32 in either; the copy has a new optimizer and
+    random state.
+    """
+    if model.get_layer("block1_conv1").compute_dtype == precision:
+        return model
+
+    def clone(layer):
+        config = layer.get_config()
+        computes = isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.layers.InputLayer)
+        if computes and not isinstance(layer, IN_FLOAT32) and layer.name != "predictions":
+            config["dtype"] = POLICIES[precision]
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+@contextlib.contextmanager
+def on_devices(devices, batch_size, processes=False):
+    """Within it, networks are built for and trained on the devices that --devices and --processes name.
+
+    Call it before anything is computed. Yields (Share, what it computes on, as one line). BadInput where
+    the backend, the machine, the environment or the batch size does not fit.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch" and (devices or 1) > 1 or backend != "jax" and processes:
+        flag = "--processes" if processes else "--devices"
+        raise BadInput(f"{flag} does not work on {backend}; use KERAS_BACKEND=jax (docs/devices.md).")
+    with contextlib.ExitStack() as stack:
+        if backend == "tensorflow":
+            stack.enter_context(tensorflow_scope(devices, batch_size))
+        elif backend == "jax":
+            stack.enter_context(jax_scope(devices, batch_size, processes))
+        share = current_share()
+        if batch_size % share.replicas:
+            advice = f"choose a multiple of {share.replicas}, the number of devices"
+            raise BadInput(f"--batch-size {batch_size} cannot be shared out evenly; {advice}.")
+        yield share, describe_devices(backend, share)
+
+
+def choose_devices(wanted, found, batch_size):
+    """How many of the devices `found` are used: those wanted, or as many as a batch can be shared among."""
+    if wanted is None:
+        return max(number for number in range(1, found + 1) if batch_size % number == 0)
+    if wanted > found:
+        raise BadInput(f"--devices {wanted}: there are {found} accelerators; choose fewer.")
+    return wanted
+
+
+def tensorflow_scope(devices, batch_size):
+    """A context in which TensorFlow computes on so many devices."""
+    import tensorflow
+
+    gpus = tensorflow.config.list_physical_devices("GPU")
+    if gpus:
+        devices = choose_devices(devices, len(gpus), batch_size)
+        tensorflow.config.set_visible_devices(gpus[:devices], "GPU")
+    elif (devices or 1) > 1:
+        cpu = tensorflow.config.list_physical_devices("CPU")[0]
+        parts = [tensorflow.config.LogicalDeviceConfiguration()] * devices
+        tensorflow.config.set_logical_device_configuration(cpu, parts)
+    if (devices or 1) == 1:
+        return contextlib.nullcontext()
+    names = [device.name for device in tensorflow.config.list_logical_devices("GPU" if gpus else "CPU")]
+    return tensorflow.distribute.MirroredStrategy(names).scope()
+
+
+def jax_scope(devices, batch_size, processes):
+    """A context in which JAX computes on so many devices of each process."""
+    import jax
+
+    if (devices or 1) > 1 and jax.config.jax_num_cpu_devices in (None, -1):
+        jax.config.update("jax_num_cpu_devices", devices)  # no effect on accelerators
+    if processes:
+        try:
+            keras.distribution.initialize()
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            advice = "check KERAS_DISTRIBUTION_JOB_ADDRESSES and the like (docs/devices.md)"
+            raise BadInput(f"The processes do not find each other ({reason}); {advice}.") from None
+    local = jax.local_devices()
+    found = len(local) if devices or local[0].platform != "cpu" else 1
+    devices = choose_devices(devices, found, batch_size)
+    if not processes and devices == 1:
+        return contextlib.nullcontext()
+    by_process = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    chosen = [device for index in sorted(by_process) for device in by_process[index][:devices]]
+    names = [f"{device.platform}:{device.id}" for device in chosen]
+    # each process gives its own part of a batch: nothing is left for Keras to share out
+    return keras.distribution.DataParallel(devices=names, auto_shard_dataset=False).scope()
+
+
+def current_share():
+    """The Share under the distribution of this moment, as the engine knows it."""
+    backend, distribution = keras.backend.backend(), keras.distribution.distribution()
+    if backend == "jax" and distribution:
+        import jax
+
+        return Share(distribution.device_mesh.devices.size, jax.process_count(), jax.process_index())
+    if backend == "tensorflow":
+        import tensorflow
+
+        return Share(tensorflow.distribute.get_strategy().num_replicas_in_sync, whole_batches=True)
+    return Share()
+
+
+def steps_at_once(share):
+    """How many batches Keras trains on between two looks at the loss: its `steps_per_execution`.
+
+    On TensorFlow each look waits for the device, which then idles until the next batch is there; the other
+    backends look while the device goes on. On a CPU a step may take seconds and nothing is gained, and
+    over several devices Keras' loop of steps fails.
+    """
+    backend = keras.backend.backend()
+    alone = share.replicas == 1
+    return STEPS_AT_ONCE if backend == "tensorflow" and alone and accelerators(backend) else 1
+
+
+def describe_devices(backend, share):
+    """One line on what `backend` computes on."""
+    found, line = accelerators(backend), f"CPU, {os.cpu_count()} threads"
+    if found:
+        line = f"{found[0]}, " + (f"{share.replicas} of {len(found)} GPUs" if len(found) > 1 else "1 GPU")
+    if share.replicas > 1:
+        line += f"; each batch is shared out among {share.replicas} devices"
+        line += f" of {share.processes} processes" * (share.processes > 1)
+    return f"{line} ({backend})"
+
+
+def accelerators(backend):
+    """Names of the accelerators that a backend sees on this machine."""
+    if backend == "jax":
+        import jax
+
+        return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
+    if backend == "torch":
+        import torch
+
+        return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    import tensorflow.config
+
+    gpus = tensorflow.config.list_physical_devices("GPU")
+    return [tensorflow.config.experimental.get_device_details(gpu)["device_name"] for gpu in gpus]

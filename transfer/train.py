@@ -1,0 +1,324 @@
+"""Training in steps, and what an interrupted training resumes from."""
+
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import keras
+
+import common
+from transfer import store
+from transfer.features import keep_activations
+from transfer.network import current_share, random_state, set_random_state, steps_at_once, weights_digest
+from transfer.plots import plot_curves
+from transfer.screen import percent, print_notice, print_table
+from transfer.study import ALL_BLOCKS, AUGMENTATION, FIGURES, FINE_TUNING_ROWS, UNFREEZE, rows_of
+
+WARM_UP = 0.1  # share of a cosine schedule's updates in which the learning rate rises
+FOLDER = "resume"  # in a run's folder
+CHECKPOINT = "best-{epoch}.weights.h5"  # of the best epochs, within that folder
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training of a strategy: all that decides it beside the data and the weights at its start."""
+
+    name: str  # as the study calls what trains
+    blocks: tuple  # of convolutions that train beside the head
+    learning_rate: float
+    epochs: int  # at most
+    batch_size: int
+    seed: int
+    optimizer: str = "adam"
+    augment: bool = False
+    schedule: str = "constant"  # of the learning rate, or "cosine"
+
+
+def plan_trainings(unfreeze, augment, final_augment):
+    """The trainings of a strategy, in order: (what trains, blocks of convolutions in it, augmented?)."""
+    trainings = [(name, blocks, augment) for name, blocks in UNFREEZE[unfreeze]]
+    name, blocks, _ = trainings[-1]
+    return trainings + [(f"{name}, augmented", blocks, True)] * final_augment
+
+
+def plan_steps(args):
+    """The steps of finetune.py's flags."""
+    frozen = {"learning_rate": args.learning_rate, "epochs": args.epochs}
+    unfrozen = {"learning_rate": args.fine_tune_learning_rate, "epochs": args.fine_tune_epochs}
+    shared = {key: getattr(args, key) for key in ("batch_size", "seed", "optimizer", "schedule")}
+    return [
+        Step(name, blocks, augment=augment, **(unfrozen if blocks else frozen), **shared)
+        for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment)
+    ]
+
+
+def pretraining_step(args):
+    """The one step of train_pretrained.py's flags."""
+    rate, epochs = args.pretrain_learning_rate, args.pretrain_epochs
+    return Step("all", ALL_BLOCKS, rate, epochs, args.batch_size, args.seed, args.optimizer, args.augment)
+
+
+def fine_tuning_rows(arguments):
+    """The study's rows that a run of finetune.py with these arguments (a dict) reruns: [(the number of the
+    step that ends it, row of study.FINE_TUNING_ROWS)].
+
+    A longer strategy begins with the steps of shorter ones, and so reruns their rows as well.
+    """
+    found, keys = [], ("unfreeze", "augment", "final_augment")
+    plan = plan_trainings(*(arguments[key] for key in keys))
+    for row in rows_of(FINE_TUNING_ROWS, head=arguments["head"]):
+        part = plan_trainings(*(row[key] for key in keys))
+        if plan[: len(part)] == part and arguments["schedule"] == "constant":
+            found.append((len(part), row))
+    return found
+
+
+def new_optimizer(step, updates_per_epoch):
+    """A new Keras optimizer for a Step.
+
+    schedule "cosine" rises linearly from 0 over WARM_UP of the updates and falls to 0 along half a cosine
+    (Loshchilov and Hutter 2017).
+    """
+    settings = {"learning_rate": step.learning_rate}
+    if step.schedule == "cosine":
+        updates = max(1, updates_per_epoch * step.epochs)
+        warm_up = round(WARM_UP * updates)
+        settings["learning_rate"] = keras.optimizers.schedules.CosineDecay(
+            0.0 if warm_up else step.learning_rate,
+            max(1, updates - warm_up),
+            warmup_target=step.learning_rate if warm_up else None,
+            warmup_steps=warm_up,
+        )
+    return keras.optimizers.get({"class_name": step.optimizer, "config": settings})
+
+
+def train_steps(model, steps, dataset, cache, run):
+    """Train `model` step by step, each from the best weights of the one before.
+
+    dataset: with the images of train and val. cache: folder for activations, or "none". Writes to the
+    folder `run` history.csv after every epoch and curves.png after every step, and after a step that beats
+    the earlier ones model.keras: the run's best val_accuracy. Where `run` was interrupted it resumes after
+    its last finished epoch. Returns the rows of history.csv.
+    """
+    resume = Resume.read(run)
+    resume.load(model, model, resume.start)
+    if resume.history:
+        print(f"Resuming after {len(resume.history)} finished epochs.", flush=True)
+    for step in steps[resume.step - 1 :]:
+        print(f"Step {resume.step} of {len(steps)}: {step.name}", flush=True)
+        train_step(model, step, dataset, cache, resume)
+        if best_epoch(resume.history)["step"] == resume.step:
+            part = run / "part.keras"
+            model.save(part)
+            store.sync(part)
+            os.replace(part, run / "model.keras")
+        store.write_csv(run / "history.csv", resume.history)
+        plot_curves(resume.history, run / "curves.png", run.name, dataset.notice)
+        resume.end_step(model)
+    return resume.history
+
+
+def train_step(model, step, dataset, cache, resume):
+    """One Step: set what trains, compile with a new optimizer, fit, restore the best.
+
+    dataset, cache: as in `train_steps`. resume: where every epoch is remembered; it may have epochs of this
+    step behind it. Shuffling and augmentation never repeat over the steps of a run and never depend on an
+    interruption. Leaves in `model` the weights of the step's best val_accuracy.
+    """
+    common.set_trainable(model, step.blocks)
+    trained, inputs = trained_part(model, step, dataset, cache)
+    share, done = current_share(), resume.rows()
+    labels = {split: dataset.splits[split].labels for split in inputs}
+    augment, still = (AUGMENTATION, {}) if step.augment else (None, None)
+    train = common.Batches(inputs["train"], labels["train"], step.batch_size, step.seed, augment, share)
+    val = common.Batches(inputs["val"], labels["val"], step.batch_size, augment=still, share=share)
+    train.epoch = len(resume.history)
+    synchronise(model, share.whole_batches and share.replicas > 1)
+    compile_step(trained, step, len(train), share)
+    resume.load(model, trained, resume.last)
+    if len(done) < step.epochs and not resume.stopped:
+        settings = {"dataset": dataset.name, "trained": step.name, "augmented": step.augment}
+        settings["learning_rate"] = step.learning_rate
+        in_a_terminal = sys.stdout.isatty()
+        trained.fit(
+            train,
+            validation_data=val,
+            initial_epoch=len(done),
+            epochs=step.epochs,
+            shuffle=False,  # `Batches` shuffles by seed and epoch; Keras would shuffle batches on top
+            callbacks=[
+                *common.training_callbacks(resume.folder / CHECKPOINT, done),
+                *([] if in_a_terminal else [common.ProgressLines(train)]),
+                common.RecordEpoch(resume, model, settings),
+            ],
+            verbose=1 if in_a_terminal else 2,
+        )
+    trained.load_weights(resume.folder / resume.best_weights())
+    synchronise(model, False)
+
+
+def trained_part(model, step, dataset, cache):
+    """What a Step trains, and on what: (model, {split: its inputs}).
+
+    Where nothing is augmented, what the frozen blocks give is computed once: the part of `model` behind
+    them, and their activations, give the same batches and the same result without those blocks' cost.
+    Otherwise, where there is no room, or where several processes train together, all of it, on the images.
+    """
+    images = {split: dataset.splits[split].images for split in ("train", "val")}
+    frozen = 5 - len(step.blocks)  # a strategy unfreezes the last blocks
+    boundary = f"block{frozen}_pool" if frozen else None
+    if common.reads_every_layer(model):
+        boundary = None if step.blocks else "features"
+    if boundary and not step.augment and cache != "none" and current_share().processes == 1:
+        lower, upper = common.split_model(model, boundary)
+        activations = keep_activations(lower, boundary, images, step.batch_size, cache)
+        if activations:
+            return upper, activations
+    if step.augment:
+        return common.augmented_model(model), images
+    return keras.Model(
+        model.input, model.output
+    ), images  # compiled itself, `model` would save its optimizer
+
+
+def compile_step(model, step, updates, share):
+    """Compile `model` for a Step of so many updates an epoch, with a new optimizer."""
+    loss = "sparse_categorical_crossentropy"
+    # where batches are filled up for several devices, what fills them has no weight
+    metrics = {"weighted_metrics" if share.replicas > 1 else "metrics": ["accuracy"]}
+    model.compile(new_optimizer(step, updates), loss, steps_per_execution=steps_at_once(share), **metrics)
+    model.optimizer.build(model.trainable_variables)
+
+
+def synchronise(model, over_devices):
+    """Have batch normalisation take the statistics of the whole batch, over all devices of TensorFlow,
+    which would take those of each device's own part; JAX always takes the whole."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = over_devices
+
+
+@dataclass
+class Resume:
+    """How far a run has come, and the weights to continue from.
+
+    RUN/resume/state.json is written after each epoch and each step. It names the weights files that belong
+    to it; those are written before it and removed after it, so that whatever it names is whole at any
+    moment.
+    """
+
+    folder: Path
+    step: int = 1  # the number of the step under way
+    stopped: bool = False  # early stopping has ended it
+    start: str = None  # weights of the whole network at its start; None before the first step has ended
+    last: str = None  # weights and optimizer after its last epoch; None before its first one has ended
+    random: dict = field(default_factory=dict)  # `network.random_state`
+    history: list = field(default_factory=list)  # rows of history.csv, of all steps
+
+    @classmethod
+    def read(cls, run):
+        """That of the run in the folder `run`, or that of a run that has not begun."""
+        folder = Path(run) / FOLDER
+        folder.mkdir(exist_ok=True)
+        state = folder / "state.json"
+        return cls(folder, **(store.read_json(state) if state.exists() else {}))
+
+    def commit(self):
+        """Write the state, then remove every file that is not part of it."""
+        state = {key: value for key, value in vars(self).items() if key != "folder"}
+        store.write_json(self.folder / "state.json", state)
+        kept = {"state.json", self.start, self.last, self.best_weights()}
+        for path in self.folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
+
+    def rows(self):
+        """The history of the step under way."""
+        return [row for row in self.history if row["step"] == self.step]
+
+    def best_weights(self):
+        """The file of the best epoch so far of the step under way, which the checkpoint writes."""
+        rows = self.rows()
+        return CHECKPOINT.format(epoch=rows.index(best_epoch(rows)) + 1) if rows else None
+
+    def load(self, model, trained, name):
+        """Give `trained`, the network `model` or a compiled part of it, the weights `name` (self.start or
+        self.last), and `model` the random state that belongs to them; nothing where there are none yet."""
+        if name:
+            trained.load_weights(self.folder / name)
+            set_random_state(model, self.random)
+
+    def end_epoch(self, model, trained, row):
+        """Remember an epoch: the network, the compiled part of it, its row of the history."""
+        epoch = len(self.history) + 1
+        self.history.append({"epoch": epoch, "step": self.step, **row})
+        self.last = self.best_weights()
+        if best_epoch(self.rows())["epoch"] < epoch:  # else the checkpoint has just written it
+            self.last = f"last-{epoch}.weights.h5"
+            trained.save_weights(self.folder / self.last)
+        store.sync(self.folder / self.last)
+        self.stopped = trained.stop_training
+        self.random |= random_state(model)
+        self.commit()
+        store.write_csv(self.folder.parent / "history.csv", self.history)
+
+    def end_step(self, model):
+        """Remember the weights of the whole `model` that the next step starts from."""
+        start = f"step-{self.step}.weights.h5"
+        model.save_weights(self.folder / start)
+        store.sync(self.folder / start)
+        self.step, self.stopped, self.start, self.last = self.step + 1, False, start, None
+        self.commit()
+
+
+def best_epoch(history):
+    """The first row of the best val_accuracy: the epoch whose weights are kept."""
+    return max(history, key=lambda row: row["val_accuracy"])
+
+
+def decisive(steps, model):
+    """What beside flags and data decides a training's figures, for config.json."""
+    digest = weights_digest(model, common.convolutions(model))
+    return {"steps": [asdict(step) for step in steps], "weights_sha256": digest}
+
+
+def print_metrics(run, metrics, study=()):
+    """A finished run's figures, step by step, beside the study's rows (`fine_tuning_rows`)."""
+    rows = []
+    for row in metrics["steps"]:
+        kept = ", kept as model.keras" if row["epoch"] == metrics["best_epoch"] else ""
+        title = f"step {row['step']}, {row['trained']} (epoch {row['epoch']}{kept})"
+        rows.append((title, *(row[key] for key in FIGURES)))
+    for last, row in study:
+        loss, accuracy, val_loss, val_accuracy = row["figures"]
+        title = f"the study on MAMe: {row['row']} (step {last})"
+        rows.append((title, loss, accuracy / 100, val_loss, val_accuracy / 100))
+    print()
+    print_notice(metrics["notice"])
+    rows = [(a, f"{b:.4f}", percent(c), f"{d:.4f}", percent(e)) for a, b, c, d, e in rows]
+    print_table(("", *(key.replace("_", " ") for key in FIGURES)), rows)
+    print(f"\nResults: {run}/ (metrics.json, history.csv, curves.png, model.keras)")
+
+
+def write_metrics(run, dataset, history):
+    """Write metrics.json, which says that the run is finished; returns its content.
+
+    The run's figures are those of the epoch that model.keras holds: the best val_accuracy of all
+    steps. Each step's own best epoch is listed with it, as the study's rows may end in any step.
+    """
+    best = best_epoch(history)
+    numbers = sorted({row["step"] for row in history})
+    metrics = {
+        "dataset": dataset.name,
+        "notice": dataset.notice,
+        **{key: best[key] for key in FIGURES},
+        "best_epoch": best["epoch"],
+        "best_step": best["step"],
+        "epochs": len(history),
+        "steps": [best_epoch([row for row in history if row["step"] == number]) for number in numbers],
+    }
+    store.write_json(run / "metrics.json", metrics)
+    shutil.rmtree(run / FOLDER)
+    return metrics
