@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 import random_forest
+from common import discretize
 from transfer import classifiers
 from transfer.classifiers import check_trees, load_pipeline
 from transfer.data import load_dataset

@@ -1,4 +1,4 @@
-"""test_explain"""
+"""Why a run says what it says: explain.py."""
 
 import csv
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from common import build_model
-from transfer import prediction, report
+from transfer import explain, plots
 from transfer.images import decode_image
 from transfer.network import load_model, load_weights
 from transfer.store import read_json
@@ -17,18 +17,16 @@ NETWORK, FOREST = "runs/tiny-finetune-i-none", "runs/tiny-forest-none-all-trees1
 
 def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, runs):
     """An oracle: head i's gradient layer by layer in NumPy."""
-    import keras
 
     from common import split_model
 
     model = load_model(runs / NETWORK)
     images = np.stack([decode_image(tiny / "data_256" / f"test.{n}.0.jpeg", 32) for n in range(2)])
-    maps = prediction.grad_cam(model, images)
+    maps = explain.grad_cam(model, images)
     assert maps.shape == (2, 2, 2)
     assert maps.max() == 1  # else the test says nothing
     lower, _ = split_model(model, "block5_conv3")
-    x = keras.applications.vgg16.preprocess_input(images.astype("float32"))
-    activations = np.asarray(lower.predict_on_batch(x), "float64")  # (2, 2, 2, 512)
+    activations = np.asarray(lower.predict_on_batch(images), "float64")  # (2, 2, 2, 512)
     (w1, b1), (w2, b2), (w3, b3) = (
         [array.astype("float64") for array in model.get_layer(name).get_weights()]
         for name in ("fc1", "fc2", "predictions")
@@ -56,10 +54,9 @@ def test_grad_cam_of_the_layer_wise_head_is_the_weighted_sum_too(tiny, narrow):
     drawn = [np.abs(rng.normal(1, 0.2, array.shape)) for array in normalisation.get_weights()]
     normalisation.set_weights(drawn)
     images = np.stack([decode_image(tiny / "data_256" / f"test.{n}.0.jpeg", 32) for n in range(2)])
-    maps = prediction.grad_cam(model, images)
+    maps = explain.grad_cam(model, images)
     outputs = keras.Model(model.input, [model.get_layer("block5_conv3").output, model.output])
-    x = keras.applications.vgg16.preprocess_input(images.astype("float32"))
-    activations, probabilities = (np.asarray(a, "float64") for a in outputs.predict_on_batch(x))
+    activations, probabilities = (np.asarray(a, "float64") for a in outputs.predict_on_batch(images))
     count = activations.shape[-1]
     gamma, _, _, variance = (array[-count:] for array in drawn)
     scale = gamma / np.sqrt(variance + normalisation.epsilon)
@@ -88,8 +85,8 @@ def test_explanations_are_drawn(tiny, in_runs, script, capsys):
 @pytest.mark.slow
 def test_the_gallery_shows_the_most_confident_mistakes(tiny, in_runs, script, monkeypatch):
     galleries = []
-    draw = report.plot_gallery
-    monkeypatch.setattr(report, "plot_gallery", lambda *given: galleries.append(given) or draw(*given))
+    draw = plots.plot_gallery
+    monkeypatch.setattr(plots, "plot_gallery", lambda *given: galleries.append(given) or draw(*given))
     script("test_model", "--run", NETWORK, "--data", tiny, "--explain")
     folder = in_runs / NETWORK / "test"
     with open(folder / "predictions.csv", newline="") as file:
@@ -112,12 +109,12 @@ def test_importance_is_the_sum_over_a_layers_features(tiny, in_runs):
     config = read_json(in_runs / FOREST / "config.json")
     pipeline = load_pipeline(in_runs / FOREST / "pipeline.skops")
     columns = config["features"]["layers"]
-    importance, features = prediction.layer_importance(pipeline, columns, "all")
+    importance, features = explain.layer_importance(pipeline, columns, "all")
     assert list(importance) == list(columns)
     assert sum(importance.values()) == pytest.approx(1)
     start, stop = columns["block3_conv2"]
     expected = pipeline[-1].feature_importances_[start:stop].sum()
     assert importance["block3_conv2"] == pytest.approx(expected)
     assert features["block3_conv2"] == pytest.approx(256 / 12416)
-    last, _ = prediction.layer_importance(pipeline, {"a": [0, 12000], "b": [12000, 12416]}, "b,a")
+    last, _ = explain.layer_importance(pipeline, {"a": [0, 12000], "b": [12000, 12416]}, "b,a")
     assert list(last) == ["a", "b"]  # in the order of the columns, as `take_layers` takes them

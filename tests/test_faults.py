@@ -1,4 +1,4 @@
-"""test_faults"""
+"""Full disks, files that were meant to run code, two commands at once, and fuzzed input."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, write_checksum
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -81,7 +81,7 @@ def test_a_full_disk_is_said_and_gone_on_from(tiny, tmp_path, command, limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     done = run(*command, "--data", tiny, cwd=tmp_path, preexec_fn=limit_files)
-    assert_refused(done, "the same command goes on")
+    assert_refused(done, "run the same command again to resume")
     assert not list(tmp_path.glob("runs/*/metrics.json"))
     done = run(*command, "--data", tiny, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def test_no_space_left(tiny, mounted):
     folder = mounted("size=40m")  # the images fit, the weights of one epoch do not
     shutil.copytree(tiny, folder / "tiny")
     command = ("finetune.py", "--data", "tiny", "--cache", "none")
-    assert_refused(run(*command, cwd=folder), "GB free in", "the weights of its epochs")
+    assert_refused(run(*command, cwd=folder), "No space left")
     subprocess.run(["mount", "-o", "remount,size=600m", folder], check=True)
     done = run(*command, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -150,7 +150,6 @@ def test_features_with_pickles_in_them_are_refused(tiny, tmp_path, stored_featur
     folder = tmp_path / "features"
     shutil.copytree(stored_features, folder)
     np.save(folder / "val.npy", np.array([print], dtype=object), allow_pickle=True)
-    write_checksum(folder / "val.npy")
     with pytest.raises(BadInput, match="damaged"):
         load_features(folder, load_dataset(tiny), "val", "all")
 
@@ -207,7 +206,7 @@ def accept_or_refuse(call):
             ).encode("utf-8", "surrogatepass")
         ),
     ),
-    name=st.sampled_from(["MAMe_dataset.csv", "MAMe_labels.csv", "defaults.json"]),
+    name=st.sampled_from(["MAMe_dataset.csv", "MAMe_labels.csv"]),
 )
 def test_any_metadata_is_read_or_refused(own_tiny, content, name):
     root, _ = own_tiny
@@ -221,11 +220,10 @@ def test_any_metadata_is_read_or_refused(own_tiny, content, name):
 
 @FUZZ
 @given(
-    name=st.sampled_from(["val.npy", "val.csv", "features.json", "val.npy.sha256"]),
+    name=st.sampled_from(["val.npy", "val.csv", "features.json"]),
     damage=st.tuples(st.floats(0, 1), st.binary(min_size=0, max_size=8), st.booleans()),
-    vouched=st.booleans(),
 )
-def test_any_features_are_read_or_refused(tiny, stored_features, workdir, name, damage, vouched):
+def test_any_features_are_read_or_refused(tiny, stored_features, workdir, name, damage):
     folder = workdir / "fuzzed"
     if not folder.exists():
         shutil.copytree(stored_features, folder)
@@ -243,8 +241,7 @@ def test_any_features_are_read_or_refused(tiny, stored_features, workdir, name, 
         rest = b"" if cut else kept[path][at + len(change) :]
         path.write_bytes(kept[path][:at] + change + rest)
         if vouched:
-            write_checksum(folder / "val.npy")
-        accept_or_refuse(lambda: load_features(folder, load_dataset(tiny), "val", "all"))
+            accept_or_refuse(lambda: load_features(folder, load_dataset(tiny), "val", "all"))
     finally:
         for file, content in kept.items():
             file.write_bytes(content)

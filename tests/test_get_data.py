@@ -1,4 +1,4 @@
-"""test_get_data"""
+"""get_data.py: the demo dataset, and MAMe from a local server in its real layout."""
 
 import hashlib
 import threading
@@ -103,7 +103,7 @@ def test_demo_has_mames_layout_and_says_what_it_is(tmp_path, script, capsys):
 
 
 def test_the_full_demo_test_split_is_not_balanced():
-    rows = demo_rows(1.0)
+    rows = demo_rows(24)
     counts = {}
     for _, medium, _, split in rows:
         counts[medium, split] = counts.get((medium, split), 0) + 1

@@ -149,7 +149,7 @@ def test_what_is_never_resumed(tiny, workdir, monkeypatch, script):
     before = (workdir / "cut" / "resume" / "state.json").read_bytes()
     with pytest.raises(BadInput, match="another --seed"):
         script("finetune", *flags, "--seed", "1", "--out", "cut")
-    with pytest.raises(BadInput, match="another script"):
+    with pytest.raises(BadInput, match="another --top"):
         script("train_pretrained", *flags[:2], "--out", "cut")
     assert (workdir / "cut" / "resume" / "state.json").read_bytes() == before
     script("finetune", *flags, "--out", "cut")

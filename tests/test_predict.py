@@ -1,4 +1,4 @@
-"""test_predict"""
+"""What a run says of any pictures: predict.py, test_model.py --predict."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import pytest
 from conftest import MEDIUMS
 from PIL import Image
 
-from transfer import prediction
+from transfer import predict
 from transfer.data import load_dataset
 from transfer.screen import BadInput
 from transfer.store import read_json
@@ -92,7 +92,7 @@ def test_folders_are_searched_and_files_named_once(tiny, tmp_path):
     (tmp_path / "deep").mkdir()
     shutil.copy(tiny / "data_256" / "test.0.0.jpeg", tmp_path / "deep" / "two.JPG")
     (tmp_path / "read.me").write_text("")
-    found = prediction.list_pictures([tmp_path, tmp_path / "one.jpeg", tmp_path / "read.me"])
+    found = predict.list_pictures([tmp_path, tmp_path / "one.jpeg", tmp_path / "read.me"])
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["deep/two.JPG", "one.jpeg", "read.me"]
     assert load_dataset(tiny).labels == MEDIUMS
@@ -103,7 +103,7 @@ def test_the_table_of_predictions_fits_the_terminal(monkeypatch, capsys, columns
     monkeypatch.setenv("COLUMNS", str(columns))
     name = "a very long name of a photograph, as museums give them, number 12345.jpg"
     ranked = [(f"a class of number {n}", 0.2) for n in range(5)]
-    prediction.print_predictions({Path("somewhere") / name: ranked, Path("b.jpg"): ranked}, {})
+    predict.print_predictions({Path("somewhere") / name: ranked, Path("b.jpg"): ranked}, {})
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= max(columns, 70)
     assert "number 12345.jpg" in lines[1]

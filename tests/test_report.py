@@ -1,4 +1,4 @@
-"""test_report"""
+"""The report on the test split, and the comparison of two runs: report.py, test_model.py."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ import pytest
 from conftest import COUNTS, MEDIUMS, write_csv
 from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
-from transfer import intervals, report
+from transfer import report
 from transfer.data import load_dataset
 from transfer.images import load_images
 from transfer.screen import BadInput
@@ -59,8 +59,6 @@ def test_figures_are_scikit_learns_and_tied_to_files(tiny, in_runs, script, caps
 
 
 def test_network_predictions_are_the_models_own_for_each_file(tiny, in_runs, script):
-    import keras
-
     from transfer.network import load_model
 
     run = in_runs / "runs" / "tiny-finetune-i-none"
@@ -68,8 +66,7 @@ def test_network_predictions_are_the_models_own_for_each_file(tiny, in_runs, scr
     model = load_model(run)
     dataset = load_images(load_dataset(tiny), ("test",), 32, "none")
     images = dataset.splits["test"].images[np.arange(22)]
-    x = keras.applications.vgg16.preprocess_input(images.astype("float32"))
-    expected = dict(zip(dataset.splits["test"].files, np.asarray(model.predict_on_batch(x))))
+    expected = dict(zip(dataset.splits["test"].files, np.asarray(model.predict_on_batch(images))))
     for row in read_predictions(run / "test"):
         probabilities = expected[row["file"]]
         assert row["predicted_1"] == MEDIUMS[probabilities.argmax()]
@@ -83,9 +80,9 @@ def test_the_order_of_the_predictions_does_not_matter(tiny):
     predictions = {file: rng.dirichlet(np.ones(4)) for file in files}
     shuffled = {file: predictions[file] for file in rng.permutation(files).tolist()}
     one, two = report.evaluate(dataset, predictions), report.evaluate(dataset, shuffled)
-    assert one[0] == two[0]
-    assert one[0]["top_3_accuracy"] == pytest.approx(
-        top_k_accuracy_score(one[2], one[3], k=3, labels=range(4))
+    assert one.figures == two.figures
+    assert one.figures["top_3_accuracy"] == pytest.approx(
+        top_k_accuracy_score(one.true, one.probabilities, k=3, labels=range(4))
     )
 
 
@@ -145,7 +142,7 @@ def test_what_does_not_fit_is_refused(tiny, own_tiny, in_runs, script):
         script("test_model", "--run", run, "--data", root)
     path = in_runs / run / "model.keras"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(BadInput, match="another sha256"):
+    with pytest.raises(BadInput, match="not a whole .keras model"):
         script("test_model", "--run", run, "--data", tiny)
 
 
@@ -154,11 +151,11 @@ def test_wilsons_interval_is_his_formula(right, count):
     z, share = 1.959963984540054, right / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    assert intervals.wilson(right, count) == pytest.approx((middle - half, middle + half), abs=1e-12)
+    assert report.wilson(right / count, count) == pytest.approx((middle - half, middle + half), abs=1e-12)
 
 
 def test_nothing_is_known_of_no_image():
-    assert intervals.wilson(0, 0) == (0, 1)
+    assert report.wilson(0, 0) == (0, 1)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 1), (0, 7), (12, 3)])
@@ -167,7 +164,7 @@ def test_mcnemar_is_the_sum_of_the_binomial_tail(first, second):
     other = np.array([False] * first + [True] * second + [True, False] * 5)
     count = first + second
     tail = sum(comb(count, k) for k in range(min(first, second) + 1)) / 2**count
-    assert intervals.mcnemar(right, other) == (first, second, pytest.approx(min(1, 2 * tail)))
+    assert report.mcnemar(right, other) == (first, second, pytest.approx(min(1, 2 * tail)))
 
 
 def test_two_runs_are_compared_on_the_same_images(tiny, in_runs, script, capsys):
@@ -189,7 +186,7 @@ def test_two_runs_are_compared_on_the_same_images(tiny, in_runs, script, capsys)
     for run, right in zip(RUNS, (one, two)):
         metrics = json.loads((in_runs / run / "test" / "metrics.json").read_text())
         assert f"{run}: {100 * np.mean(right):.2f}% (" in out
-        assert metrics["intervals"]["accuracy"] == pytest.approx(intervals.wilson(np.sum(right), 22))
+        assert metrics["intervals"]["accuracy"] == pytest.approx(report.wilson(np.mean(right), 22))
     assert ("is better" in out) == (float(total["p"]) < 0.05)
     assert out.count("TINY DATASET of the tests.") == 3
 

@@ -1,4 +1,4 @@
-"""test_rerun_study"""
+"""rerun_study.py: every row of the study from one command."""
 
 import csv
 import json
@@ -24,8 +24,8 @@ def called(script, monkeypatch, narrow):
         script(name.removesuffix(".py"), *flags)
 
     monkeypatch.setattr(rerun_study, "call", call)
-    monkeypatch.setattr("random_forest.save_confusion", lambda *_: None)
-    monkeypatch.setitem(__import__("random_forest").DEFAULTS, "trees", ((100,), (50,)))
+    monkeypatch.setattr("transfer.classifiers.save_confusion", lambda *_: None)
+    monkeypatch.setitem(__import__("random_forest").DEFAULTS, "trees", ((100,), (50,), "forest"))
     return commands
 
 
@@ -50,7 +50,7 @@ def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, ca
         metrics = json.loads((folder / run / "metrics.json").read_text())
         expected[rerun_study.FINE_TUNED[run]] = metrics["val_accuracy"]
         config = json.loads((folder / run / "config.json").read_text())
-        assert config["arguments"]["model"].endswith(run.removeprefix("forest-on-"))
+        assert config["arguments"]["weights"].endswith(run.removeprefix("forest-on-"))
     for run, row in rerun_study.TITLES.items():
         metrics = json.loads((folder / run / "metrics.json").read_text())
         expected[row] = metrics["val_accuracy"]

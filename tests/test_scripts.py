@@ -1,4 +1,4 @@
-"""test_scripts"""
+"""The scripts as a user calls them: processes of their own."""
 
 import json
 import os

@@ -292,7 +292,9 @@ def split_pictures(root, pictures, seed):
             recorded |= drawn
             rows = [dict(zip(RECORD_COLUMNS, (file, *recorded[file]))) for file in sorted(recorded)]
             write_csv(record, rows)
-        lock_of(record).unlink(missing_ok=True)  # whoever waits for it finds every picture recorded
+        Path(lock_of(record).lock_file).unlink(
+            missing_ok=True
+        )  # whoever waits for it finds every picture recorded
         done = f"Split {len(drawn)} pictures class by class with seed {seed}, recorded in {record}"
         print(f"{done}; delete that file to split them again.", flush=True)
     splits = {split: {} for split in SPLITS}
