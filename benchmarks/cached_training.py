@@ -4,7 +4,7 @@
     python benchmarks/cached_training.py --step second     dense + block4 + block5: block3_pool cached
     python benchmarks/cached_training.py --step second --input random
 
-Both are `training.train_step`, with --cache and with --cache none, in processes of their own that take
+Both are `train.train_step`, with --cache and with --cache none, in processes of their own that take
 turns. Seconds per 1,000 training images: the pass that fills the cache, the first epoch (which traces),
 the later ones. Validation images are a quarter of the training images and are part of each epoch.
 """
@@ -28,14 +28,10 @@ def work(args):
 def measure(args, folder):
     from types import SimpleNamespace
 
-    from transfer.activations import Kept
-    from transfer.recipes import Step
-    from transfer.resume import Resume
-
     import common
-    from transfer import training, weights
+    from transfer import network, train
 
-    keras = common.import_keras()
+    keras = common.keras
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     splits = {}
@@ -47,9 +43,9 @@ def measure(args, folder):
             images = np.load(path, mmap_mode="r")
         splits[split] = SimpleNamespace(images=images, labels=rng.integers(0, 6, count))
     model = common.build_model(224, 6, "iii")
-    weights.load_weights(model, "none", 0)
-    step = Step("", BLOCKS[args.step], 1e-4, args.epochs, args.batch_size, 0)
-    kept = Kept("none" if args.method == "plain" else str(folder))
+    network.load_weights(model, "none", 0)
+    step = train.Step("", BLOCKS[args.step], 1e-4, args.epochs, args.batch_size, 0)
+    cache = "none" if args.method == "plain" else str(folder)
 
     class Clock(keras.callbacks.Callback):
         moments = [time.perf_counter()]
@@ -61,7 +57,9 @@ def measure(args, folder):
             self.moments.append(time.perf_counter())
 
     clock, dataset = Clock(), SimpleNamespace(name="photographs", splits=splits)
-    training.train_step(model, step, dataset, kept, Resume.read(folder), [clock])
+    callbacks = common.training_callbacks
+    common.training_callbacks = lambda *given: [clock, *callbacks(*given)]
+    train.train_step(model, step, dataset, cache, train.Resume.read(folder))
     filling, first, *later = np.diff(clock.moments) / args.images * 1000
     report(filling=filling, first=first, later=float(np.median(later)))
 

@@ -12,6 +12,7 @@ TensorFlow and in NumPy, the faster of the two; VGG16 takes 30.9 GFLOP an image.
 import argparse
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from measure import PICTURES, alternate, describe_machine, peak_memory, pictures, report, run_worker, spread
@@ -23,19 +24,15 @@ WITH_XLA = ("ours-xla", "ours-xla-bfloat16")  # slower on a CPU, so not ours
 
 def keras_network():
     import common
-    from transfer import weights
+    from transfer import network
 
-    common.import_keras()
     model = common.build_model(224, 1000, "fc")
-    weights.load_weights(model, "none", 0, common.convolutions(model) + ["fc1", "fc2"])
+    network.load_weights(model, "none", 0, common.convolutions(model) + ["fc1", "fc2"])
     return common, model
 
 
 def measure_matmul(_):
-    import common
-
-    common.import_keras()
-    from keras import ops
+    from common import ops
 
     a = np.random.default_rng(0).normal(size=(4096, 4096)).astype("float32")
     b = ops.convert_to_tensor(a)
@@ -50,18 +47,22 @@ def measure_matmul(_):
 
 
 def extract_ours(images, batch_size, precision, xla):
-    from transfer import weights
+    from transfer import features, network
 
     common, model = keras_network()
-    model = weights.with_precision(model, precision)
+    model = network.with_precision(model, precision)
     pooled, _ = common.pooled_model(model, common.feature_layers(model, "all"))
     if xla:
-        from transfer.inputs import on_images
+        pooled.compile(jit_compile=True)
+        return by_batches(lambda *rows: pooled.predict_on_batch(images[slice(*rows)]), batch_size)
+    folder = tempfile.TemporaryDirectory()
 
-        network = on_images(pooled)
-        network.compile(jit_compile=True)
-        return by_batches(lambda *rows: network.predict_on_batch(images[slice(*rows)]), batch_size)
-    return by_batches(common.outputs_of(pooled, images, batch_size), batch_size)
+    def extract(count):
+        path = Path(folder.name) / f"{time.time_ns()}.npy"
+        file = features.output_file(pooled, count, path, "features")
+        return features.keep_outputs(pooled, images[:count], file, batch_size)
+
+    return extract
 
 
 def by_batches(produce, batch_size):
@@ -76,14 +77,12 @@ def by_batches(produce, batch_size):
 
 def extract_plain(images, batch_size):
     common, model = keras_network()
-    import keras
-
+    keras = common.keras
     names = common.feature_layers(model, "all")
     raw = keras.Model(model.input, [model.get_layer(name).output for name in names])
 
     def extract(count):
-        x = keras.applications.vgg16.preprocess_input(images[:count].astype("float32"))
-        outputs = raw.predict(x, batch_size=batch_size, verbose=0)
+        outputs = raw.predict(images[:count].astype("float32"), batch_size=batch_size, verbose=0)
         return np.concatenate([o.mean(axis=(1, 2)) if o.ndim == 4 else o for o in outputs], axis=1)
 
     return extract

@@ -15,6 +15,7 @@ import argparse
 import os
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from measure import PICTURES, alternate, describe_machine, pictures, report, run_worker, spread
@@ -38,15 +39,15 @@ def flop(model, training):
 def build(args):
     """The Keras model of a task, with drawn weights, in its precision."""
     import common
-    from transfer import weights
+    from transfer import network
 
-    common.import_keras().utils.set_random_seed(0)
+    common.keras.utils.set_random_seed(0)
     extraction = args.task == "extraction"
     model = common.build_model(
         args.image_size, 1000 if extraction else CLASSES, "fc" if extraction else "iii"
     )
-    weights.load_weights(model, "none", 0)
-    return weights.with_precision(model, args.precision)
+    network.load_weights(model, "none", 0)
+    return network.with_precision(model, args.precision)
 
 
 # Ours ------------------------------------------------------------------------------------
@@ -55,27 +56,24 @@ def build(args):
 def extract(args, model, images):
     """Seconds of each pass over the images."""
     import common
+    from transfer import features
 
     pooled, _ = common.pooled_model(model, common.feature_layers(model, "all"))
-    produce, seconds = common.outputs_of(pooled, images, args.batch_size), []
-    for _ in range(args.epochs):
-        start = time.perf_counter()
-        for first in range(0, len(images), args.batch_size):
-            produce(first, min(first + args.batch_size, len(images)))
+    seconds, folder = [], tempfile.TemporaryDirectory()
+    for number in range(args.epochs):
+        start, path = time.perf_counter(), Path(folder.name) / f"{number}.npy"
+        file = features.output_file(pooled, len(images), path, "features")
+        features.keep_outputs(pooled, images, file, args.batch_size)
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def train(args, model, images, folder):
+def train_task(args, model, images, folder):
     """Seconds of each epoch, as finetune.py trains it."""
     import keras
-    from transfer.fitting import Feed
-    from transfer.inputs import on_images
-    from transfer.recipes import Step
 
     import common
-    from transfer import training
-    from transfer.devices import Share
+    from transfer import train
     from transfer.study import ALL_BLOCKS, AUGMENTATION
 
     class Clock(keras.callbacks.Callback):
@@ -94,14 +92,16 @@ def train(args, model, images, folder):
         np.save(f"{folder}/activations.npy", np.maximum(drawn - 0.43, 0))
         images = np.load(f"{folder}/activations.npy", mmap_mode="r")
     else:
-        trained = on_images(model, augmented)
+        trained = (
+            common.augmented_model(model) if augmented else common.keras.Model(model.input, model.output)
+        )
     labels = np.random.default_rng(0).integers(0, CLASSES, len(images))
     augment = AUGMENTATION if augmented else None
     batches = common.Batches(images, labels, args.batch_size, seed=0, augment=augment)
-    step = Step("", blocks, RATE, args.epochs, args.batch_size, 0, augment=augmented)
-    training.compile_step(trained, step, len(batches), Share())
+    step = train.Step("", blocks, RATE, args.epochs, args.batch_size, 0, augment=augmented)
+    train.compile_step(trained, step, len(batches), common.Share())
     clock = Clock()
-    trained.fit(Feed(batches), epochs=args.epochs, shuffle=False, verbose=0, callbacks=[clock])
+    trained.fit(batches, epochs=args.epochs, shuffle=False, verbose=0, callbacks=[clock])
     return np.diff(clock.moments)
 
 
@@ -191,7 +191,7 @@ def work(args):
         elif args.task == "extraction":
             seconds = extract(args, model, images)
         else:
-            seconds = train(args, model, images, folder)
+            seconds = train_task(args, model, images, folder)
     return report(images_per_second=args.images / float(np.median(seconds[1:])), flop=operations)
 
 

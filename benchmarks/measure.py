@@ -39,29 +39,26 @@ def pictures(count, folder, image_size=224):
     TrashNet's beside the repository; where those are missing, pictures of the demo dataset.
     """
     from PIL import Image
-    from transfer.files import ArrayFile, make_array
 
     from transfer.demo import MEDIUMS, draw_image
     from transfer.images import decode_image
+    from transfer.store import ArrayFile, make_array
 
     paths = sorted(PHOTOGRAPHS.glob("train/*/*.jpg"))
 
-    def produce(start, stop):
-        images = []
-        for number in range(start, stop):
+    def decoded(starts):
+        for number in starts:
             if paths:
                 path = paths[number * len(paths) // count % len(paths)]
             else:
                 path = Path(folder) / "picture.jpg"
-                picture = draw_image(list(MEDIUMS)[number % 29], number)
+                picture = draw_image(MEDIUMS[number % 29], number)
                 Image.fromarray(picture).save(path, quality=90)
-            images.append(decode_image(path, image_size))
-        return np.stack(images)
+            yield decode_image(path, image_size)[None]
 
     shape = (count, image_size, image_size, 3)
-    return make_array(
-        ArrayFile(Path(folder) / f"{count}-{image_size}.npy", shape, "uint8", "decoding"), produce, 50
-    )
+    file = ArrayFile(Path(folder) / f"{count}-{image_size}.npy", shape, "uint8", "decoding")
+    return make_array(file, decoded, 1)
 
 
 def peak_memory():

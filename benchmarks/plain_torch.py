@@ -19,8 +19,8 @@ def plain_torch(model):
     layers = []
     for layer in model.layers:
         weights = [torch.from_numpy(array) for array in layer.get_weights()]
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
+        if isinstance(layer, (keras.layers.InputLayer, keras.layers.Rescaling)):
+            continue  # `preprocessed` does what the second does
         if isinstance(layer, keras.layers.Conv2D):
             module = torch.nn.Conv2d(*weights[0].shape[2:], 3, padding=1)
             weights[0] = weights[0].permute(3, 2, 0, 1)

@@ -1,6 +1,6 @@
 """What each ingredient of a stronger recipe is worth, on photographs, paired by seed.
 
-    python benchmarks/vgg16_start.py
+    python benchmarks/vgg16_imagenet.py
     python benchmarks/recipe.py --data ../shared/real/trashnet ../shared/real/caltech101
 
 Every row is one command of finetune.py with as many epochs as every other one, from the same start, and its
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from ingredients import INGREDIENTS
 from measure import ROOT, describe_machine
-from transfer.files import read_json  # noqa: E402
+
+from transfer.store import read_json  # noqa: E402
 
 COMPUTED = ("--image-size", "64", "--precision", "bfloat16")
 RATES = ("--learning-rate", "1e-3", "--fine-tune-learning-rate", "3e-5")
@@ -32,17 +32,11 @@ ROWS = {
     "longer": "--recipe strong --fine-tune-epochs 12",
     "study": "--recipe study --unfreeze stepped --fine-tune-epochs 3",
 }
-# What finetune.py does not have: the ingredient of ingredients.py and the flags.
-CHANGED = {name: (name, ROWS["strong"]) for name in INGREDIENTS}
-CHANGED["cutmix-longer"] = ("cutmix", ROWS["longer"])
 
 
 def command(row, shared):
     """(script, flags) of a row: those that all rows share, then its own, which override them."""
-    if row in ROWS:
-        return "finetune.py", *shared, *ROWS[row].split()
-    ingredient, flags = CHANGED[row]
-    return "benchmarks/ingredients.py", ingredient, *shared, *flags.split()
+    return "finetune.py", *shared, *ROWS[row].split()
 
 
 def call(script, *flags):
@@ -68,8 +62,8 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
-    parser.add_argument("--weights", default="data/vgg16-start.h5", help="default: %(default)s")
-    parser.add_argument("--rows", nargs="+", choices=(*ROWS, *CHANGED), default=tuple(ROWS), metavar="ROW")
+    parser.add_argument("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="default: %(default)s")
     args = parser.parse_args()

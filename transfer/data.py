@@ -295,8 +295,9 @@ def split_pictures(root, pictures, seed):
         Path(lock_of(record).lock_file).unlink(
             missing_ok=True
         )  # whoever waits for it finds every picture recorded
-        done = f"Split {len(drawn)} pictures class by class with seed {seed}, recorded in {record}"
-        print(f"{done}; delete that file to split them again.", flush=True)
+        if drawn:
+            done = f"Split {len(drawn)} pictures class by class with seed {seed}, recorded in {record}"
+            print(f"{done}; delete that file to split them again.", flush=True)
     splits = {split: {} for split in SPLITS}
     for file, (split, _) in sorted(recorded.items()):
         splits[split][file] = pictures.get(file, (-1, 0))  # recorded and gone: as good as missing

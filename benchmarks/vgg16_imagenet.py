@@ -1,32 +1,28 @@
-"""Write the network that every figure on photographs starts from: a VGG16 that has seen photographs.
+"""Write ImageNet's own VGG16 convolutions from the folder of real data as an official .h5, for --weights.
 
-    python benchmarks/vgg16_start.py        -> data/vgg16-start.h5, for --weights and --model
-
-Its first three blocks are those of ImageNet's VGG16, block4 and block5 were trained on Tiny ImageNet
-(docs/better.md says how); both lie in the folder of real data beside the repository.
+python benchmarks/vgg16_imagenet.py        -> data/vgg16-imagenet.h5
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 from measure import REAL
 
-STORED = REAL / "vgg16_start.npz"
+STORED = REAL / "vgg16_imagenet.npz"
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", default="data/vgg16-start.h5", help="default: %(default)s")
+    parser.add_argument("--out", default="data/vgg16-imagenet.h5", help="default: %(default)s")
     args = parser.parse_args()
     if not STORED.is_file():
         sys.exit(f"There is no {STORED.name} beside the repository, so there is nothing to write.")
-    import h5py
-    from transfer.files import replace_with_checksum
-
     stored, out = np.load(STORED), Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name("part.h5")
@@ -38,8 +34,8 @@ def main():
             group.attrs["weight_names"] = ["kernel", "bias"]
             for name in group.attrs["weight_names"]:
                 group[name] = stored[f"{layer}__{name}"].astype("float32")
-    replace_with_checksum(part, out)
-    print(f"{out}: blocks 1 to 3 of ImageNet's VGG16, block4 and block5 trained on Tiny ImageNet")
+    os.replace(part, out)
+    print(f"{out}: the 13 convolutions of ImageNet's VGG16, without its dense layers")
 
 
 if __name__ == "__main__":
