@@ -34,6 +34,7 @@ CELLS = st.one_of(
     st.text(max_size=12),
 )
 FLAGS = ["--head", "--unfreeze", "--epochs", "--seed", "--trees", "--leaf", "--grid", "--layers", "--run"]
+FLAGS += ["--augment", "--final-augment", "--l2", "--learning-rate", "--image-size", "--part", "--top"]
 VALUES = [
     "i",
     "iii",

@@ -6,55 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import COUNTS, write_csv
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from transfer.data import load_dataset
 from transfer.features import load_features
 from transfer.images import decode_image, load_images
 from transfer.screen import BadInput
-
-TEST_SUPPORTS = {  # MAMe's test split, as the study's report lists them
-    "Albumen photograph": 700,
-    "Clay": 313,
-    "Hand-colored engraving": 328,
-    "Hand-colored etching": 584,
-    "Marble": 257,
-    "Silk and metal thread": 95,
-    "Steel": 133,
-    "Woven fabric": 700,
-}
-FUZZ = settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-CELLS = st.one_of(
-    st.sampled_from(
-        ["Bronze", "Woodcut", "train", "val", "test", "train.0.0.jpeg", "", " ", "../x", '"', "\0"]
-    ),
-    st.text(max_size=12),
-)
-FLAGS = ["--head", "--unfreeze", "--epochs", "--seed", "--trees", "--leaf", "--grid", "--layers", "--run"]
-VALUES = [
-    "i",
-    "iii",
-    "stepped",
-    "0",
-    "2",
-    "-1",
-    "nan",
-    "1e999",
-    "9" * 30,
-    "all",
-    "",
-    "none",
-    "fc",
-    "nowhere",
-]
 
 
 def test_images_equal_pillow_and_come_from_the_cache(tiny, tmp_path, monkeypatch):
