@@ -22,11 +22,9 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)  # of retracing, which i
 
 IMAGENET_MEAN = (103.939, 116.779, 123.68)  # BGR, as keras.applications.vgg16 subtracts it
 
-# Between block5_pool and the softmax. i, ii and iii are the study's (section "Fine-tuning"); dense layers
-# marked "l2" carry the L2 penalty. "fc" is VGG16's own top (Simonyan and Zisserman 2015, section 3.1, with
-# its dropout), "gap" has global average pooling instead; both serve train_pretrained.py. "layers" is ours:
-# a softmax on every convolution's mean, so the network begins as a linear classifier on the forest's
-# features.
+# Between block5_pool and the softmax. i, ii and iii are the study's (section "Fine-tuning"; "l2": with the
+# penalty). "fc" is VGG16's own top (Simonyan and Zisserman 2015, section 3.1), "gap" has global average
+# pooling instead. "layers" is ours: a softmax on every convolution's mean, a linear classifier at first.
 HEADS = {
     "i": ("flatten", "dense 512", "dropout 0.2", "dense 512"),
     "ii": ("flatten", "batch_norm", "dense 512 l2", "dropout 0.3", "dense 512 l2"),
@@ -64,7 +62,6 @@ class Batches(keras.utils.PyDataset):
         self.inputs, self.labels, self.batch_size = inputs, labels, batch_size
         self.seed, self.augment, self.share = seed, augment, share
         self.epoch = 0
-        self.order = None, None  # an epoch, and the order of its rows
 
     def __len__(self):
         return -(-len(self.labels) // self.batch_size)
@@ -74,12 +71,9 @@ class Batches(keras.utils.PyDataset):
 
     def rows(self, index):
         """Rows of batch `index`, which depend on (seed, epoch, index) alone."""
-        epoch, order = self.order
-        if epoch != self.epoch:
-            epoch, order = self.epoch, np.arange(len(self.labels))
-            if self.seed is not None:
-                order = np.random.default_rng([self.seed, epoch]).permutation(order)
-            self.order = epoch, order
+        order = np.arange(len(self.labels))
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def __getitem__(self, index):
@@ -144,12 +138,10 @@ def affine_maps(draws, height, width):
 
 
 def move_pixels(images, maps):
-    """Each image seen through its map: one resampling, bilinear, the edges repeated.
-
-    images: uint8 or float (b, h, w, channels). maps: float32 (b, 6), from output to input pixels: column =
-    a0 x + a1 y + a2, row = a3 x + a4 y + a5. Returns float32 like images. A gather, as that compiles with
-    XLA on every backend; `keras.ops.image.affine_transform` does not on TensorFlow.
-    """
+    """Each image seen through its map: one resampling, bilinear, the edges repeated. images: uint8 or float
+    (b, h, w, channels). maps: float32 (b, 6), from output to input pixels: column = a0 x + a1 y + a2, row =
+    a3 x + a4 y + a5. Returns float32 like images. A gather, as that compiles with XLA on every backend;
+    `keras.ops.image.affine_transform` does not on TensorFlow."""
     height, width, channels = images.shape[1:]
     a = ops.reshape(maps, (-1, 6, 1, 1))
     x = ops.reshape(ops.arange(width, dtype="float32"), (1, 1, width))
@@ -185,13 +177,11 @@ def augmented_model(model):
 
 
 def build_model(image_size, classes, head, l2=0.01, seed=None, name="vgg16"):
-    """VGG16's 13 convolutions with one of HEADS and a softmax, all weights new.
-
-    Input (b, image_size, image_size, 3), RGB of 0 to 255; output (b, classes). Preprocessing is that of
+    """VGG16's 13 convolutions with one of HEADS and a softmax, all weights new. Input (b, image_size,
+    image_size, 3), RGB of 0 to 255; output (b, classes). Preprocessing is that of
     `keras.applications.vgg16.preprocess_input`, in standard layers, so that a saved network needs none of
     this code. Dense layers are named fc1, fc2, fc3, predictions. seed: of the head's weights and of
-    dropout.
-    """
+    dropout."""
     if seed is not None:
         keras.utils.set_random_seed(seed)
     images = keras.Input((image_size, image_size, 3), name="images")
@@ -263,20 +253,13 @@ class ResumedEarlyStopping(keras.callbacks.EarlyStopping):
 
 def training_callbacks(checkpoint, done=()):
     """Early stopping on val_loss, and the weights of the best val_accuracy kept in `checkpoint`.
-
     checkpoint: path that may hold {epoch}. done: the figures of the epochs that an interrupted training has
-    behind it. Keras saves neither callback's state, but it follows from these.
-    """
+    behind it. Keras saves neither callback's state, but it follows from these."""
     stopping = ResumedEarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE)
     stopping.done = done
-    kept = keras.callbacks.ModelCheckpoint(
-        checkpoint,
-        monitor="val_accuracy",
-        mode="max",
-        save_best_only=True,
-        save_weights_only=True,
-        initial_value_threshold=max((row["val_accuracy"] for row in done), default=None),
-    )
+    best = max((row["val_accuracy"] for row in done), default=None)
+    saved = {"save_best_only": True, "save_weights_only": True, "initial_value_threshold": best}
+    kept = keras.callbacks.ModelCheckpoint(checkpoint, monitor="val_accuracy", mode="max", **saved)
     kept.async_safe = True  # it acts at the end of epochs, so Keras need not wait for each batch's loss
     return [stopping, kept]
 
@@ -323,11 +306,9 @@ def feature_layers(model, wanted):
 
 
 def select_layers(known, wanted):
-    """The names among `known` that --layers names.
-
-    "all": every convolution and dense layer but the softmax; "conv": the convolutions; "last": the
-    last convolution of each block; or names separated by commas. BadInput for an unknown name.
-    """
+    """The names among `known` that --layers names. "all": every convolution and dense layer but the
+    softmax; "conv": the convolutions; "last": the last convolution of each block; or names separated by
+    commas. BadInput for an unknown name."""
     conv = [name for name in known if "_conv" in name]
     if wanted in ("all", "conv"):
         return known if wanted == "all" else conv
@@ -336,19 +317,15 @@ def select_layers(known, wanted):
     names = [name.strip() for name in wanted.split(",")]
     for name in names:
         if name not in known:
-            raise BadInput(
-                f"--layers: there is no layer {name!r}; choose all, last, conv or among {', '.join(known)}."
-            )
+            choices = f"all, last, conv or among {', '.join(known)}"
+            raise BadInput(f"--layers: there is no layer {name!r}; choose {choices}.")
     return [name for name in known if name in names]
 
 
 def pooled_model(model, names):
-    """A model that gives the features of all named layers in one pass.
-
-    Each convolution's activation is averaged over its positions, dense layers are taken as they
-    are (STUDY, "Feature extraction"). Returns (model with output float32 (b, n_features),
-    {layer: [first column, column after its last]}).
-    """
+    """A model that gives the features of all named layers in one pass. Each convolution's activation is
+    averaged over its positions, dense layers are taken as they are (STUDY, "Feature extraction"). Returns
+    (model with output float32 (b, n_features), {layer: [first column, column after its last]})."""
     outputs, columns, start = [], {}, 0
     for name in names:
         output = model.get_layer(name).output
@@ -357,10 +334,8 @@ def pooled_model(model, names):
         outputs.append(output)
         columns[name] = [start, start + output.shape[-1]]
         start += output.shape[-1]
-    joined = outputs[0]
-    if len(outputs) > 1:
-        joined = layers.Concatenate(name="features", dtype="float32")(outputs)
-    return keras.Model(model.input, joined), columns
+    join = layers.Concatenate(name="features", dtype="float32")
+    return keras.Model(model.input, join(outputs) if len(outputs) > 1 else outputs[0]), columns
 
 
 def discretize(features):

@@ -3,8 +3,7 @@ its positions, the dense layers as they are (STUDY, "Feature extraction").
 
     python extract_features.py                          all layers of the original VGG16: 12,416
     python extract_features.py --weights RUN --layers conv    a fine-tuned network's 13 convolutions: 4,224
-    python extract_features.py --part 2/8               every 8th batch from the 2nd on; start all eight
-    anywhere
+    python extract_features.py --part 2/8               every 8th batch from the 2nd on
 
     --layers         original VGG16      fine-tuned, head iii
     all              12,416              4,992 (13 convolutions, fc1, fc2, fc3)
@@ -24,8 +23,7 @@ def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group, layers="all")
-    text = "which splits, separated by commas (default: %(default)s)"
-    group.add_argument("--splits", default=",".join(SPLITS), metavar="S,S", help=text)
+    group.add_argument("--splits", default=",".join(SPLITS), metavar="S,S", help="default: %(default)s")
     text = "only the Kth of N parts of the batches; N processes, on any machines, do all (default: 1/1)"
     group.add_argument("--part", type=flags.part_of, default=(1, 1), metavar="K/N", help=text)
     flags.add_shared_arguments(parser)
@@ -49,7 +47,7 @@ def main(argv=None):
 
     source = features.Source(args.weights, args.layers, args.image_size, args.seed, args.precision)
     folder = Path(args.out or features.features_folder(source, dataset, args.skip_unreadable))
-    settings = (args.batch_size, args.cache, args.skip_unreadable, args.devices, args.part)
+    settings = args.batch_size, args.cache, args.skip_unreadable, args.devices, args.part
     settings = features.Extraction(*settings)
     features.extract_features(source, dataset, splits, folder, settings, check=bool(args.out))
 
@@ -57,9 +55,8 @@ def main(argv=None):
     columns = read_json(folder / "features.json")["layers"]
     print(f"{max(stop for _, stop in columns.values())} features of {len(columns)} layers in {folder}/")
     waiting = "when all parts are done: " * (args.part != (1, 1))
-    print(
-        f"Next: {waiting}python random_forest.py --leaf 2 --trees 50 --data {args.data} --features {folder}"
-    )
+    command = f"python random_forest.py --leaf 2 --trees 50 --data {args.data} --features {folder}"
+    print(f"Next: {waiting}{command}")
 
 
 if __name__ == "__main__":

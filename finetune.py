@@ -2,7 +2,7 @@
 perhaps more of the network, step by step (STUDY, "Fine-tuning").
 
     python finetune.py --head iii --unfreeze stepped      the study's best network
-    python finetune.py --head iii --unfreeze all --augment
+    python finetune.py --recipe strong                    a better one (docs/better.md)
 
 The study's five strategies for head iii:
     --unfreeze none                          only the dense layers
@@ -11,8 +11,6 @@ The study's five strategies for head iii:
     --unfreeze stepped                       dense, then + block4 + block5, then all layers
     --unfreeze stepped --final-augment       then one more training with augmentation
 
-Beside the study's recipe there is a stronger one:
-    python finetune.py --recipe strong
 """
 
 from transfer import flags

@@ -14,10 +14,8 @@ from transfer import flags
 from transfer.screen import BadInput, print_notice, run_script
 
 MAME_URL = "https://storage.hpai.bsc.es/mame-dataset"
-ARCHIVES = {  # name -> md5 where it is known
-    "MAMe_metadata.zip": "0bca980978e3883f753f01ccad955981",
-    "MAMe_data_256.zip": None,
-}
+# name -> md5 where it is known
+ARCHIVES = {"MAMe_metadata.zip": "0bca980978e3883f753f01ccad955981", "MAMe_data_256.zip": None}
 
 
 def fetch_archive(name, md5, url, root):

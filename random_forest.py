@@ -5,13 +5,12 @@
     python random_forest.py --weights RUN --leaf 2 --trees 50     on a fine-tuned network
     python random_forest.py --classifier linear           a linear classifier instead
 
---discretize puts the full-network embedding (Garcia-Gasulla et al. 2018) before the forest: each
-feature standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0.
-Features that are not stored yet are extracted first; layer sets are columns of one extraction.
+--discretize puts the full-network embedding (Garcia-Gasulla et al. 2018) before the forest: each feature
+standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0. Features that are not stored
+yet are extracted first; layer sets are columns of one extraction.
 
-The linear classifier is a multinomial logistic regression on standardised features, what a linear SVM is
-but with probabilities. The study dropped the SVM for its training time; this solver (L-BFGS on all classes
-at once) needs minutes for 20,300 x 12,416 on two cores (benchmarks/README.md).
+The linear classifier is a multinomial logistic regression on standardised features: minutes for 20,300 x
+12,416 on two cores, where the study dropped its linear SVM for the training time.
 """
 
 import argparse
@@ -38,20 +37,16 @@ def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
     add = parser.add_argument_group("the classifier").add_argument
     add("--classifier", choices=("forest", "linear"), default="forest", help="default: %(default)s")
-    text = "of the linear classifier: the inverse of its regularisation, as in scikit-learn (default: the "
-    text += f"best on the validation split of {', '.join(f'{c:g}' for c in C_PATH)})"
+    text = f"inverse regularisation (default: the best of {', '.join(map(str, C_PATH))} on validation)"
     add("--c", type=flags.positive_float, metavar="C", help=text)
     add("--trees", type=flags.positive, metavar="N", help="default: 100")
     add("--leaf", type=flags.positive, metavar="N", help="least images in a leaf (default: 2)")
-    text = "the full-network embedding first (default: no)"
-    add("--discretize", action=argparse.BooleanOptionalAction, help=text)
-    text = "every setting of the study: trees 100, 50, 12; leaf 2, 7, 20; layers all, last, block5_conv3; "
-    text += "with and without --discretize; a flag that is given narrows it"
+    add("--discretize", action=argparse.BooleanOptionalAction, help="the full-network embedding first")
+    text = "every setting of the study, with and without --discretize; a flag that is given narrows it"
     add("--grid", action="store_true", help=text)
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group)
-    text = "what extract_features.py stored (default: found or made)"
-    group.add_argument("--features", metavar="DIR", help=text)
+    group.add_argument("--features", metavar="DIR", help="as extract_features.py stored (default: made)")
     flags.add_shared_arguments(parser)
     return resolve_settings(parser.parse_args(argv))
 
@@ -85,7 +80,8 @@ def find_features(args, dataset):
         return Path(args.features)
     # One extraction serves every layer set; only dense layers are tied to one image size.
     source = features.Source(args.weights, "all", args.image_size, args.seed, args.precision)
-    if not any(map(features.needs_dense, args.layers)) and features.own_size(source) != args.image_size:
+    dense = any(layers == "all" or "fc" in layers for layers in args.layers)
+    if not dense and features.own_size(source) != args.image_size:
         source = replace(source, layers="conv")
     folder = features.features_folder(source, dataset, args.skip_unreadable)
     settings = features.Extraction(args.batch_size, args.cache, args.skip_unreadable, args.devices)
@@ -134,7 +130,7 @@ def main(argv=None):
         select_layers(list(notes["layers"]), layers)
     stored = {split: features.load_features(folder, dataset, split)[:2] for split in ("train", "val")}
     config = runs.describe_run(args, dataset, features={**notes, "folder": str(folder)})
-    name = run_name(args, features.short_name(notes["weights"]))
+    name = run_name(args, Path(notes["weights"]).stem)
     with runs.start_run(config, name, args.out) as run:
         rows = classifiers.fit_all(plan_settings(args), dataset, stored, notes["layers"], run, args.seed)
         store.write_csv(run / "forests.csv", [{**row, "dataset": dataset.name} for row in rows])

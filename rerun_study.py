@@ -3,10 +3,9 @@
     python rerun_study.py                          on MAMe (the demo dataset where that is missing)
     python rerun_study.py --data DIR --seeds 0 1 2      on any pictures, with standard errors
 
-Each command that it runs is printed as it would be typed, and its run lies in <out>/seed-<N>/. A strategy
-begins with the steps of shorter ones, so four trainings give all rows of fine-tuning. After them come the
-linear classifier and the strong recipe of docs/better.md. The same command again resumes, also with more
-seeds. Writes rows.csv to <out>.
+Each command is printed as it would be typed, its run lies in <out>/seed-<N>/. A strategy begins with the
+steps of shorter ones, so four trainings give all rows of fine-tuning. The same command again resumes, also
+with more seeds. Writes rows.csv to <out>.
 """
 
 import subprocess
@@ -15,13 +14,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 
-from transfer.flags import (
-    add_shared_arguments,
-    add_training_arguments,
-    natural,
-    resolve_arguments,
-    script_parser,
-)
+from transfer import flags
 from transfer.screen import BadInput, print_configuration, print_notice, print_table, run_script
 from transfer.study import CLAIMS, TEST_FIGURES, VAL_ACCURACY
 
@@ -49,11 +42,11 @@ OF_FORESTS = ("data", "weights", "image_size", "batch_size", "cache", "skip_unre
 
 
 def parse_args(argv=None):
-    parser = script_parser(__doc__)
+    parser = flags.script_parser(__doc__)
     text = "of the runs (default: 0)"
-    parser.add_argument("--seeds", type=natural, nargs="+", default=[0], metavar="N", help=text)
-    add_training_arguments(parser)
-    add_shared_arguments(parser)
+    parser.add_argument("--seeds", type=flags.natural, nargs="+", default=[0], metavar="N", help=text)
+    flags.add_training_arguments(parser)
+    flags.add_shared_arguments(parser)
     parser.set_defaults(seed=None)
     args = parser.parse_args(argv)
     if args.seed is not None or args.processes:
@@ -64,11 +57,11 @@ def parse_args(argv=None):
 
 def given_flags(settings):
     """The settings {name: value} as flags; those without a value are left out."""
-    flags = []
+    given = []
     for key, value in settings.items():
         if value is not None and value is not False:
-            flags += [f"--{key.replace('_', '-')}"] + [str(value)] * (value is not True)
-    return flags
+            given += [f"--{key.replace('_', '-')}"] + [str(value)] * (value is not True)
+    return given
 
 
 def plan(settings, seeds, out):
@@ -76,18 +69,18 @@ def plan(settings, seeds, out):
     of_forests = {key: settings[key] for key in OF_FORESTS}
     commands = []
     for folder, seed in ((out / f"seed-{seed}", seed) for seed in seeds):
-        for name, (script, *flags) in (COMMANDS | OURS).items():
+        for name, (script, *given) in (COMMANDS | OURS).items():
             shared = dict(settings if script == "finetune.py" else of_forests)
-            if "--weights" in flags:
-                flags[-1], shared["weights"] = folder / flags[-1], None
-            flags = [*flags, *given_flags(shared), "--seed", seed, "--out", folder / name]
-            commands.append((folder / name, script, list(map(str, flags))))
+            if "--weights" in given:
+                given[-1], shared["weights"] = folder / given[-1], None
+            given = [*given, *given_flags(shared), "--seed", seed, "--out", folder / name]
+            commands.append((folder / name, script, list(map(str, given))))
     return commands
 
 
-def call(script, flags):
-    """Run a script in a process of its own; BadInput where it fails."""
-    done = subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *flags])
+def call(script, given):
+    """Run a script with the flags `given` in a process of its own; BadInput where it fails."""
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *given])
     if done.returncode:
         advice = "fix this, then run the same command again to resume"
         raise BadInput(f"python {script} ended with status {done.returncode}, see above; {advice}.")
@@ -126,10 +119,8 @@ def in_percent(values, sign=""):
 
 def print_rows(figures, tested, dataset):
     """Every row of the study beside ours, then what is not the study's, then the study's conclusions.
-
     figures: {row: [val_accuracy of each seed]}. tested: {"study" or "ours": [accuracy of the best of these
-    rows on the test split, of each seed]}.
-    """
+    rows on the test split, of each seed]}."""
     print_notice(dataset.notice)
     print("The study's rows: accuracy on the validation split in percent, +- standard error over the seeds")
     header = ("study, MAMe", f"ours, {dataset.name}")
@@ -160,7 +151,7 @@ def main(argv=None):
     from transfer.data import load_dataset
 
     dataset = load_dataset(args.data, args.seeds[0])
-    resolve_arguments(args, dataset)
+    flags.resolve_arguments(args, dataset)
     out = Path(args.out or Path("runs") / f"study-{dataset.name}")
     print_configuration(args, dataset)
     settings = {key: value for key, value in vars(args).items() if key not in ("seeds", "out")}
@@ -171,22 +162,20 @@ def main(argv=None):
             raise BadInput(f"{out} holds a rerun with other settings; name another folder with --out.")
         store.write_json(record, same)
         commands = plan(settings, args.seeds, out)
-        for number, (run, script, flags) in enumerate(commands, 1):
-            print(f"[{number} of {len(commands)}] python {script} {' '.join(flags)}", flush=True)
+        for number, (run, script, given) in enumerate(commands, 1):
+            print(f"[{number} of {len(commands)}] python {script} {' '.join(given)}", flush=True)
             if (run / "metrics.json").exists():
                 print(f"  finished before: {run}/", flush=True)
             else:
-                call(script, flags)
+                call(script, given)
         figures, tested = {}, {"study": [], "ours": []}
         for folder in (out / f"seed-{seed}" for seed in args.seeds):
-            tested["study"].append(test_best([folder / name for name in COMMANDS], settings))
-            tested["ours"].append(test_best([folder / name for name in OURS], settings))
+            for whose, names in (("study", COMMANDS), ("ours", OURS)):
+                tested[whose].append(test_best([folder / name for name in names], settings))
             for row, ours in figures_of({name: folder / name for name in COMMANDS | OURS}).items():
                 figures.setdefault(row, []).append(ours)
-        rows = []
-        for row, ours in figures.items():
-            row = {"row": row, "study": VAL_ACCURACY.get(row)} | dict(zip(args.seeds, ours))
-            rows.append(row | {"dataset": dataset.name})
+        name, study = {"dataset": dataset.name}, VAL_ACCURACY.get
+        rows = [{"row": r, "study": study(r)} | dict(zip(args.seeds, f)) | name for r, f in figures.items()]
         store.write_csv(out / "rows.csv", rows)
     print()
     print_rows(figures, tested, dataset)

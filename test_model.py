@@ -6,10 +6,9 @@
     python test_model.py --explain        and why: its most confident mistakes, what it looks at
     python test_model.py --predict IMAGE_OR_FOLDER ...    what it says of any pictures
 
-Writes to RUN/test/: metrics.json (per class, per museum, averages), predictions.csv (one row a file)
-and confusion_matrix.png; with --explain gallery.png, and for networks explained/*.png (Grad-CAM), for
-forests and linear classifiers layer_importance.png. --predict writes predictions.csv and predictions.jsonl
-to RUN/predicted/. Not a pytest file.
+Writes to RUN/test/: metrics.json (per class, per museum, averages), predictions.csv (one row a file) and
+confusion_matrix.png; with --explain gallery.png and explained/*.png or layer_importance.png. --predict
+writes predictions.csv and predictions.jsonl to RUN/predicted/. Not a pytest file.
 """
 
 from pathlib import Path
@@ -25,12 +24,9 @@ def parse_args(argv=None):
     add("--runs", default="runs", metavar="DIR", help="default: %(default)s")
     text = "leave the test split alone and say what these pictures, or all in these folders, are"
     add("--predict", nargs="+", metavar="PATH", help=text)
-    text = "say whether two runs differ on the test split, and on which classes"
-    add("--compare", nargs=2, metavar="RUN", help=text)
-    text = (
-        "draw why: Grad-CAM (networks) or the importance of each layer (forests), and the most confident "
-    )
-    add("--explain", action="store_true", help=text + "mistakes")
+    add("--compare", nargs=2, metavar="RUN", help="say whether two runs differ, and on which classes")
+    text = "draw why: the most confident mistakes, Grad-CAM (networks), the layers' importance (forests)"
+    add("--explain", action="store_true", help=text)
     add_shared_arguments(parser)
     return parser.parse_args(argv)
 
@@ -130,9 +126,7 @@ def compare(args):
 
     first, second = map(runs.read_run, args.compare)
     if first.fingerprint != second.fingerprint:
-        raise BadInput(
-            f"{first.folder} and {second.folder} are of two datasets; name runs on the same one."
-        )
+        raise BadInput(f"{first.folder} and {second.folder} are of two datasets; name two of one.")
     dataset = data.load_dataset(args.data or first.config["dataset"]["folder"], args.seed)
     print_notice(dataset.notice)
     answers = []
@@ -172,17 +166,13 @@ def predict(args, finished):
     batch_size = args.batch_size or run.config["arguments"]["batch_size"]
     with store.locked(out):
         out.mkdir(exist_ok=True)
-        for good, images, probabilities, bad in predict.predict_files(
-            files, classify, run.image_size, batch_size
-        ):
-            ranked = [predict.ranking(row, run.config["labels"]) for row in probabilities]
-            ranked = dict(zip(good, ranked))
+        batches = predict.predict_files(files, classify, run.image_size, batch_size)
+        for good, images, probabilities, bad in batches:
+            found = dict(zip(good, (predict.ranking(row, run.config["labels"]) for row in probabilities)))
             if explain_each:
-                explain.explain_pictures(
-                    out / "explained", network, images, ranked, notice, len(rankings) + 1
-                )
-            rankings |= ranked
-            unreadable |= bad
+                place, first = out / "explained", len(rankings) + 1
+                explain.explain_pictures(place, network, images, found, notice, first)
+            rankings, unreadable = rankings | found, unreadable | bad
         predict.write_predictions(out, run, rankings, unreadable)
     print()
     predict.print_predictions(rankings, unreadable)

@@ -39,9 +39,8 @@ def main(argv=None):
         dataset = images.load_images(dataset, ("train", "val"), *settings)
         steps = [train.pretraining_step(args)]
         config = runs.describe_run(args, dataset, **train.decisive(steps, model))
-        with runs.start_run(
-            config, f"pretrained-{args.top}" + "-augment" * args.augment, args.out, share
-        ) as run:
+        name = f"pretrained-{args.top}" + "-augment" * args.augment
+        with runs.start_run(config, name, args.out, share) as run:
             history = train.train_steps(model, steps, dataset, args.cache, run)
             train.print_metrics(run, train.write_metrics(run, dataset, history))
     print(f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}")

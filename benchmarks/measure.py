@@ -13,9 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 REAL = ROOT.parent / "shared" / "real"
 PHOTOGRAPHS = REAL / "trashnet"
-PICTURES = (
-    "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of the demo dataset"
-)  # what `pictures` gives
+PICTURES = "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of noise"  # what `pictures` gives
 
 
 def describe_machine():
@@ -36,25 +34,20 @@ def describe_machine():
 def pictures(count, folder, image_size=224):
     """`count` decoded photographs: a memory map uint8 (count, size, size, 3) in `folder`.
 
-    TrashNet's beside the repository; where those are missing, pictures of the demo dataset.
+    TrashNet's beside the repository; where those are missing, noise.
     """
-    from PIL import Image
-
-    from transfer.demo import MEDIUMS, draw_image
     from transfer.images import decode_image
     from transfer.store import ArrayFile, make_array
 
-    paths = sorted(PHOTOGRAPHS.glob("train/*/*.jpg"))
+    paths, rng = sorted(PHOTOGRAPHS.glob("train/*/*.jpg")), np.random.default_rng(0)
 
     def decoded(starts):
         for number in starts:
             if paths:
                 path = paths[number * len(paths) // count % len(paths)]
+                yield decode_image(path, image_size)[None]
             else:
-                path = Path(folder) / "picture.jpg"
-                picture = draw_image(MEDIUMS[number % 29], number)
-                Image.fromarray(picture).save(path, quality=90)
-            yield decode_image(path, image_size)[None]
+                yield rng.integers(0, 256, (1, image_size, image_size, 3), "uint8")
 
     shape = (count, image_size, image_size, 3)
     file = ArrayFile(Path(folder) / f"{count}-{image_size}.npy", shape, "uint8", "decoding")

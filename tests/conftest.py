@@ -1,5 +1,6 @@
 """The tiny dataset that the tests run on: four mediums in MAMe's layout, 64 images of 48 pixels."""
 
+import csv
 import ctypes
 import gc
 import importlib
@@ -98,6 +99,24 @@ def own_tiny(tiny, tmp_path):
     root = tmp_path / "own"
     shutil.copytree(tiny, root)
     return root, tiny_rows()
+
+
+def supports(dataset, split):
+    """{class name: number of images} of one split."""
+    counts = np.bincount(dataset.splits[split].labels, minlength=len(dataset.labels))
+    return dict(zip(dataset.labels, counts.tolist()))
+
+
+def read_rows(path):
+    """The rows of a CSV file as dicts."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def only_run(folder):
+    """The one run in `folder`/runs."""
+    (run,) = (folder / "runs").glob("[!.]*")
+    return run
 
 
 def call_script(name, *arguments):

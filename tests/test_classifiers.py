@@ -16,7 +16,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 import random_forest
 from common import discretize
 from transfer import classifiers
-from transfer.classifiers import check_trees, load_pipeline
+from transfer.classifiers import load_pipeline
 from transfer.data import load_dataset
 from transfer.features import load_features
 from transfer.screen import BadInput
@@ -126,7 +126,7 @@ def test_the_linear_classifier_takes_the_best_c_on_validation(
     rows = metrics["forests"]
     assert [row["C"] for row in rows] == list(random_forest.C_PATH)
     best = max(row["val_accuracy"] for row in rows)
-    assert metrics["C"] == max(row["C"] for row in rows if row["val_accuracy"] == best)
+    assert metrics["C"] == min(row["C"] for row in rows if row["val_accuracy"] == best)
     (x_val, y_val, _) = load_features(features, load_dataset(tiny), "val", "block3_conv3")
     pipeline = load_pipeline(workdir / "whole" / "pipeline.skops")
     assert metrics["C"] == pipeline[-1].C
@@ -207,14 +207,6 @@ def test_a_file_of_other_types_is_refused(tmp_path):
     path.write_bytes(skops.io.dumps(FunctionTransformer(shutil.rmtree)))
     with pytest.raises(BadInput, match="shutil.rmtree"):
         load_pipeline(path)
-
-
-@pytest.mark.parametrize("child", [0, 10**6])
-def test_a_tree_that_points_back_or_out_is_refused(forest, child):
-    tree = forest[0][-1].estimators_[0].tree_
-    tree.children_left[0] = child
-    with pytest.raises(ValueError, match="no valid child"):
-        check_trees(forest[0][-1])
 
 
 def test_features_without_a_layer_or_folder_are_named(tiny, workdir, features, script):

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import COUNTS, MEDIUMS, write_csv
+from conftest import COUNTS, MEDIUMS, supports, write_csv
 from PIL import Image
 
 from transfer.data import load_dataset
@@ -30,9 +30,9 @@ COLOURS = {"brick": (180, 60, 40), "linen": (220, 210, 180), "slate": (70, 80, 9
 def test_reads_labels_in_official_order_and_strips_the_trailing_space(tiny):
     dataset = load_dataset(tiny)
     assert dataset.labels == MEDIUMS
-    assert dataset.supports("train") == dict.fromkeys(MEDIUMS, COUNTS["train"])
-    assert dataset.supports("test")["Bronze"] == COUNTS["test"] + 2
-    assert dataset.supports("test")["Woven fabric"] == COUNTS["test"]
+    assert supports(dataset, "train") == dict.fromkeys(MEDIUMS, COUNTS["train"])
+    assert supports(dataset, "test")["Bronze"] == COUNTS["test"] + 2
+    assert supports(dataset, "test")["Woven fabric"] == COUNTS["test"]
     for split in dataset.splits.values():
         for file, label in zip(split.files, split.labels):
             assert file.split(".")[1] == str(label)
@@ -51,9 +51,9 @@ def test_real_metadata(shared, tmp_path):
     assert len(dataset.labels) == 29
     assert dataset.labels[0] == "Albumen photograph"
     assert dataset.labels[28] == "Woven fabric"
-    assert set(dataset.supports("train").values()) == {700}
-    assert set(dataset.supports("val").values()) == {50}
-    test = dataset.supports("test")
+    assert set(supports(dataset, "train").values()) == {700}
+    assert set(supports(dataset, "val").values()) == {50}
+    test = supports(dataset, "test")
     assert {name: test[name] for name in TEST_SUPPORTS} == TEST_SUPPORTS
     assert dataset.defaults["image_size"] == 224
     assert dataset.defaults["weights"] == "imagenet"
@@ -158,9 +158,9 @@ def files_of(dataset):
 def test_classes_are_split_one_by_one_and_recorded(classes, capsys):
     dataset = load_dataset(classes, seed=5)
     assert (dataset.labels, dataset.name, dataset.in_folders) == (CLASSES, "walls", True)
-    assert dataset.supports("train") == dict.fromkeys(CLASSES, 7)
-    assert dataset.supports("val") == dict.fromkeys(CLASSES, 1)
-    assert dataset.supports("test") == dict.fromkeys(CLASSES, 2)
+    assert supports(dataset, "train") == dict.fromkeys(CLASSES, 7)
+    assert supports(dataset, "val") == dict.fromkeys(CLASSES, 1)
+    assert supports(dataset, "test") == dict.fromkeys(CLASSES, 2)
     out = capsys.readouterr().out
     assert "Split 30 pictures class by class with seed 5" in out
     assert "3 .txt" in out
@@ -184,7 +184,7 @@ def test_the_record_holds_whatever_the_seed_and_new_pictures_join_it(classes, ca
     after = load_dataset(classes, seed=6)
     for split, files in files_of(before).items():
         assert set(files) <= set(files_of(after)[split])  # nothing that was trained on is tested now
-    assert [after.supports(split)["linen"] for split in ("train", "val", "test")] == [14, 2, 4]
+    assert [supports(after, split)["linen"] for split in ("train", "val", "test")] == [14, 2, 4]
 
 
 def test_the_split_follows_the_seed_alone(classes, tmp_path):
@@ -204,7 +204,7 @@ def test_folders_of_splits_are_taken_as_they_are(tmp_path, capsys):
             for number in range(count):
                 write_picture(root / split / label / f"{number}.png", label, number)
     dataset = load_images(load_dataset(root), ("test",), 32, "none")
-    assert dataset.supports("test") == dict.fromkeys(CLASSES, 3)
+    assert supports(dataset, "test") == dict.fromkeys(CLASSES, 3)
     assert dataset.splits["test"].files[0] == "test/brick/0.png"
     assert dataset.name == "walls"
     found = dataset.splits["test"].images[np.arange(9)].mean(axis=(1, 2))

@@ -8,7 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from conftest import COUNTS
+from conftest import COUNTS, supports
 
 import get_data
 from transfer.data import load_dataset
@@ -49,7 +49,7 @@ def test_fetches_unpacks_and_checks(server, tmp_path, tiny, script, capsys):
     assert "Every image listed" in capsys.readouterr().out
     fetched = load_dataset(root)
     assert fetched.fingerprint == load_dataset(tiny).fingerprint
-    assert fetched.supports("train")["Bronze"] == COUNTS["train"]
+    assert supports(fetched, "train")["Bronze"] == COUNTS["train"]
     assert sorted(path.name for path in root.iterdir()) == ["MAMe_metadata", "data_256"]
     assert not list(tmp_path.rglob("outside.txt"))
 
@@ -92,8 +92,8 @@ def test_demo_has_mames_layout_and_says_what_it_is(tmp_path, script, capsys):
     dataset = load_dataset(root)
     assert len(dataset.labels) == 29
     assert dataset.labels == sorted(dataset.labels)
-    assert set(dataset.supports("train").values()) == {2}
-    assert len(set(dataset.supports("val").values())) == 1
+    assert set(supports(dataset, "train").values()) == {2}
+    assert len(set(supports(dataset, "val").values())) == 1
     assert dataset.defaults["weights"] == "none"
     assert "DEMO DATASET" in dataset.notice
     assert "DEMO DATASET" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import supports
 
 from transfer.data import load_dataset
 from transfer.screen import BadInput
@@ -41,7 +42,7 @@ def mame_layout(shared, tmp_path):
 def test_counts_names_and_supports_on_real_metadata(mame_layout, workdir, narrow, script, capsys):
     dataset = load_dataset(mame_layout)
     for split, count in COUNTS.items():
-        assert dataset.supports(split) == dict.fromkeys(dataset.labels, count)
+        assert supports(dataset, split) == dict.fromkeys(dataset.labels, count)
     assert (dataset.name, dataset.notice) == ("mame", None)
     flags = ("--data", mame_layout, "--image-size", "32", "--weights", "none", "--layers", "block5_conv3")
     script("random_forest", *flags, "--leaf", "2", "--trees", "12")

@@ -18,17 +18,13 @@ from transfer.plots import plot_confusion
 from transfer.screen import BadInput, percent, progress
 from transfer.store import read_json, write_atomically, write_csv, write_json
 
-LINEAR = {"max_iter": 500, "tol": 1e-4}
-
 
 def fit_all(plan, dataset, stored, columns, run, seed):
-    """Fit every setting of `plan`, each recorded as it ends; returns their rows of metrics.
-
-    plan: {(layers, discretize): settings as `fit_classifiers` takes them}. stored: {"train": (features,
-    labels), "val": ...} of all layers, whose `columns` features.json lists. Writes the best one's pipeline,
-    and a confusion matrix (PNG, and CSV of counts) for each classifier on the validation split.
-    RUN/forests.json says which are finished: an interrupted run fits the others.
-    """
+    """Fit every setting of `plan`, each recorded as it ends; returns their rows of metrics. plan: {(layers,
+    discretize): settings as `fit_classifiers` takes them}. stored: {"train": (features, labels), "val":
+    ...} of all layers, whose `columns` features.json lists. Writes the best one's pipeline, and a confusion
+    matrix (PNG, and CSV of counts) for each classifier on the validation split. RUN/forests.json says which
+    are finished: an interrupted run fits the others."""
     state, several = run / "forests.json", sum(map(len, plan.values())) > 1
     rows = read_json(state) if state.exists() else []
     for (layers, discretized), planned in plan.items():
@@ -44,7 +40,7 @@ def fit_all(plan, dataset, stored, columns, run, seed):
             row = {"layers": layers, **row}
             if {key: row[key] for key in planned[0]} in done:
                 continue
-            if not rows or row["val_accuracy"] >= best_row(rows)["val_accuracy"]:
+            if best_row([*rows, row]) is row:
                 write_atomically(run / "pipeline.skops", skops.io.dumps(pipeline))
             name = f"confusion_val/{name_of(row)}" if several else "confusion_val"
             save_confusion(run, name, dataset, row, confusion_matrix(val[1], predicted))
@@ -54,9 +50,9 @@ def fit_all(plan, dataset, stored, columns, run, seed):
 
 
 def best_row(rows):
-    """The last row of the best val_accuracy: the classifier whose pipeline is kept, of equals the larger
-    forest or the less regularised linear one."""
-    return max(reversed(rows), key=lambda row: row["val_accuracy"])
+    """The row of the best val_accuracy, whose pipeline is kept: of equals the more regularised linear
+    classifier, or the larger forest."""
+    return max(reversed(rows), key=lambda row: (row["val_accuracy"], -row.get("C", 0)))
 
 
 def name_of(row):
@@ -77,17 +73,13 @@ def save_confusion(run, name, dataset, row, counts):
 
 
 def fit_classifiers(settings, train, val, discretized, seed):
-    """Fit a classifier for each setting; yields (Pipeline, row of metrics, val predictions).
-
-    settings: dicts, all with "C" (multinomial logistic regression on standardised features; each begins
-    where the one before ended) or all with "min_samples_leaf" and "n_estimators" (a forest), those of one
-    leaf together and by their number of trees: a forest's first 12 trees are the forest of 12 trees of the
-    same seed, so larger ones grow from smaller ones. train, val: (features float32 (n, n_features), labels
-    (n,)). discretized: the full-network embedding comes first.
-
-    StandardScaler keeps the training split's statistics, and divides a feature that never varies by 1: such
-    a feature becomes 0 everywhere.
-    """
+    """Fit a classifier for each setting; yields (Pipeline, row of metrics, val predictions). settings:
+    dicts, all with "C" (multinomial logistic regression on standardised features; each begins where the one
+    before ended) or all with "min_samples_leaf" and "n_estimators" (a forest), those of one leaf together
+    and by their number of trees: a forest's first 12 trees are the forest of 12 trees of the same seed, so
+    larger ones grow from smaller ones. train, val: (features float32 (n, n_features), labels (n,)).
+    discretized: the full-network embedding comes first. StandardScaler keeps the training split's
+    statistics, and divides a feature that never varies by 1: such a feature becomes 0 everywhere."""
     (x, y), (x_val, y_val), classifier = train, val, None
     name = "linear" if settings and "C" in settings[0] else "forest"
     steps = [("standardise", StandardScaler())] * (discretized or name == "linear")
@@ -98,7 +90,7 @@ def fit_classifiers(settings, train, val, discretized, seed):
     for setting in progress(settings, "fitting", len(settings), " classifiers"):
         start = time.perf_counter()
         if name == "linear":
-            classifier = classifier or LogisticRegression(**LINEAR, warm_start=True)
+            classifier = classifier or LogisticRegression(max_iter=500, warm_start=True)
         elif classifier is None or classifier.min_samples_leaf != setting["min_samples_leaf"]:
             classifier = RandomForestClassifier(n_jobs=-1, random_state=seed, warm_start=True)
         classifier.set_params(**setting).fit(x, y)
@@ -118,7 +110,7 @@ def fit_classifiers(settings, train, val, discretized, seed):
 TRUSTED_TYPES = {
     "common.discretize",
     "sklearn.preprocessing._function_transformer.FunctionTransformer",
-    "sklearn.tree._tree.Tree",  # compiled and unchecked by scikit-learn: hence `check_trees`
+    "sklearn.tree._tree.Tree",
 }
 
 
@@ -129,25 +121,10 @@ def load_pipeline(path):
         content = Path(path).read_bytes()
         unknown = set(skops.io.get_untrusted_types(data=content)) - TRUSTED_TYPES
         if not unknown:
-            pipeline = skops.io.loads(content, trusted=sorted(TRUSTED_TYPES))
-            if hasattr(pipeline[-1], "estimators_"):
-                check_trees(pipeline[-1])
-            return pipeline
+            return skops.io.loads(content, trusted=sorted(TRUSTED_TYPES))
     except Exception as error:  # a damaged archive fails in many ways, all of them final
         raise BadInput(f"{path} is not a whole pipeline ({error}); fit it again.") from None
     raise BadInput(f"{path} holds types that are not a forest's ({min(unknown)}); fit it again.")
-
-
-def check_trees(forest):
-    """ValueError where a node of a loaded tree points to itself, back, or out of its arrays."""
-    for tree in (estimator.tree_ for estimator in forest.estimators_):
-        number = np.arange(tree.node_count)
-        for child in (tree.children_left, tree.children_right):
-            inside = (child > number) & (child < tree.node_count)
-            if not np.all(inside | (child == -1)):
-                raise ValueError("a tree's node has no valid child")
-        if np.any(tree.feature >= forest.n_features_in_):
-            raise ValueError("a tree splits on a feature that does not exist")
 
 
 def pipeline_probabilities(pipeline, features, classes):

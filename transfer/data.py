@@ -34,20 +34,11 @@ DEFAULT_DATA = Path("data/mame")
 DEMO_DATA = Path("data/demo")
 MAME_COLUMNS = ("Image file", "Medium", "Museum", "Subset")
 MAME_NAMES = ("data_256", "MAMe_metadata", "MAMe_dataset.csv", "MAMe_labels.csv")
-MAME_DEFAULTS = {
-    "name": "mame",
-    "image_size": 224,
-    "weights": "imagenet",
-    "batch_size": 32,
-    "learning_rate": 1e-4,
-    "fine_tune_learning_rate": 1e-5,
-    "pretrain_learning_rate": 1e-4,
-    "epochs": 100,
-    "fine_tune_epochs": 100,
-    "pretrain_epochs": 100,
-    "notice": None,
-}
+MAME_DEFAULTS = {"name": "mame", "notice": None, "image_size": 224, "weights": "imagenet", "batch_size": 32}
+MAME_DEFAULTS |= {"learning_rate": 1e-4, "fine_tune_learning_rate": 1e-5, "pretrain_learning_rate": 1e-4}
+MAME_DEFAULTS |= {"epochs": 100, "fine_tune_epochs": 100, "pretrain_epochs": 100}
 PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+HIDDEN = (".", "__")  # how the names of what is passed over begin
 RECORD, RECORD_COLUMNS = "split.csv", ["file", "split", "seed"]
 SPLIT_SHARES = {"test": 0.2, "val": 0.1}  # of a class, at least one picture each; the rest trains
 
@@ -96,19 +87,11 @@ class Dataset:
         """A figure of the study's as cells of a table: none where the study says nothing of the data."""
         return () if self.in_folders else (figure,)
 
-    def supports(self, split):
-        """{class name: number of images} of one split, in the official order."""
-        counts = np.bincount(self.splits[split].labels, minlength=len(self.labels))
-        return dict(zip(self.labels, counts.tolist()))
-
 
 def load_dataset(data, seed=0):
-    """Read the dataset in folder `data`; None means data/mame, or the demo where that is missing.
-
-    seed: of the split of folders that have none yet.
-    Returns a Dataset. Raises BadInput for a folder, CSV file or row that cannot be used.
-    Images are not opened here; `images.load_images` does that.
-    """
+    """Read the dataset in folder `data`; None means data/mame, or the demo where that is missing. seed: of
+    the split of folders that have none yet. Returns a Dataset; no image is opened. BadInput for a folder,
+    CSV file or row that cannot be used."""
     if data is None:
         data = DEFAULT_DATA if DEFAULT_DATA.exists() else demo_dataset()
     root = Path(data)
@@ -186,11 +169,8 @@ def read_labels(path):
 
 
 def read_rows(path, labels, image_folder):
-    """{split: [(file, class index, museum, stamp)]} of MAMe_dataset.csv, rows in the file's order.
-
-    The CSV writes 'Woven fabric ' with a trailing space where the label file has none:
-    every cell is stripped before it is compared.
-    """
+    """{split: [(file, class index, museum, stamp)]} of MAMe_dataset.csv, in its order. Cells are stripped,
+    as it writes 'Woven fabric ' with a space that the label file lacks."""
     header, *rows = read_csv(path, "fetch it again with get_data.py") or [[]]
     header = [cell.strip() for cell in header]
     missing = [column for column in MAME_COLUMNS if column not in header]
@@ -224,13 +204,10 @@ def read_rows(path, labels, image_folder):
 
 
 def read_folders(root, seed):
-    """(class names in alphabetical order, {split: [(file, class index, "", stamp)]}).
-
-    A file's name is its path in `root`, with slashes. seed: of the split, where it is drawn now; one that
-    DIR/split.csv records stays, and pictures that are new since then are added to it. BadInput where the
-    folders hold no two classes, or a class is missing in a split.
-    """
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+    """(class names in alphabetical order, {split: [(file, class index, "", stamp)]}). A file's name is its
+    path in `root`, with slashes. seed: of the split, where DIR/split.csv records none. BadInput where the
+    folders hold no two classes, or a class is missing in a split."""
+    names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(HIDDEN))
     missing = [split for split in SPLITS if split not in names]
     if missing and names and set(names) <= set(SPLITS):
         advice = f"make it, or put the folders of the classes directly into {root}, to be split by seed"
@@ -253,16 +230,12 @@ def read_folders(root, seed):
     }
 
 
-def is_hidden(name):
-    return name.startswith((".", "__"))
-
-
 def walk_pictures(folder):
     """The paths of all pictures below `folder`, by name. Says what it passed over."""
     found, passed_over = [], Counter()
     for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        for path in (Path(where) / file for file in files if not is_hidden(file)):
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+        for path in (Path(where) / file for file in files if not file.startswith(HIDDEN)):
             if path.suffix.lower() in PICTURE_SUFFIXES:
                 found.append(path)
             elif path.name != RECORD:
@@ -274,15 +247,13 @@ def walk_pictures(folder):
 
 
 def find_pictures(root, below):
-    """{path in `root`, with slashes: stamp} of the pictures in the folders of `root`/`below`, by name.
-    Those directly in it belong to no class."""
+    """{path in `root`, with slashes: stamp} of the pictures in the folders of `root`/`below`."""
     paths = [path for path in walk_pictures(root / below) if path.parent != root / below]
     return {path.relative_to(root).as_posix(): file_stamp(path) for path in paths}
 
 
 def split_pictures(root, pictures, seed):
-    """{split: {file: stamp}} of `pictures`, as root/split.csv records it; drawn and recorded first where
-    that does not list them all."""
+    """{split: {file: stamp}} of `pictures`, as root/split.csv records it; what it lacks is drawn first."""
     record = root / RECORD
     recorded = read_record(record)
     if set(pictures) - set(recorded):
@@ -292,9 +263,8 @@ def split_pictures(root, pictures, seed):
             recorded |= drawn
             rows = [dict(zip(RECORD_COLUMNS, (file, *recorded[file]))) for file in sorted(recorded)]
             write_csv(record, rows)
-        Path(lock_of(record).lock_file).unlink(
-            missing_ok=True
-        )  # whoever waits for it finds every picture recorded
+        # whoever waits for it finds every picture recorded
+        Path(lock_of(record).lock_file).unlink(missing_ok=True)
         if drawn:
             done = f"Split {len(drawn)} pictures class by class with seed {seed}, recorded in {record}"
             print(f"{done}; delete that file to split them again.", flush=True)
@@ -305,8 +275,8 @@ def split_pictures(root, pictures, seed):
 
 
 def draw_split(root, pictures, recorded, seed):
-    """{file: (split, seed)} of the pictures that `recorded` does not hold, so that each class comes as
-    near to SPLIT_SHARES as the recorded ones allow. Depends on the seed and the names alone."""
+    """{file: (split, seed)} of the pictures not `recorded`, so that each class comes as near to
+    SPLIT_SHARES as those allow. Depends on the seed and the names alone."""
     classes = {}
     for file in pictures:
         classes.setdefault(file.split("/")[0], []).append(file)

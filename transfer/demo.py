@@ -1,11 +1,6 @@
-"""The demo dataset: 29 classes under the names of MAMe's mediums, drawn in MAMe's layout.
+"""The demo dataset in MAMe's layout: 29 classes under the names of its mediums, each a seeded mix of
+stripes, blobs and noise. No figure measured on it says anything about MAMe."""
 
-Each class is a seeded mix of stripes, blobs and noise. No picture of it shows a museum object, and no
-figure measured on it says anything about MAMe.
-"""
-
-import csv
-import io
 import json
 import os
 import shutil
@@ -16,23 +11,16 @@ import numpy as np
 from PIL import Image
 
 from transfer.screen import BadInput, progress
-from transfer.store import locked
+from transfer.store import locked, write_csv
 from transfer.study import SPLITS
 
 SIZE = 256
-DEFAULTS = {
-    "name": "demo",
-    "image_size": 48,
-    "weights": "none",
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "fine_tune_learning_rate": 2e-6,
-    "pretrain_learning_rate": 1e-4,
-    "epochs": 20,
-    "fine_tune_epochs": 2,
-    "pretrain_epochs": 6,
-    "notice": "DEMO DATASET: textures drawn by this project, not MAMe. No figure here is MAMe's.",
-}
+NOTICE = "DEMO DATASET: textures drawn by this project, not MAMe. No figure here is MAMe's."
+DEFAULTS = {"name": "demo", "notice": NOTICE, "image_size": 48, "weights": "none", "batch_size": 32}
+DEFAULTS |= {"learning_rate": 1e-3, "fine_tune_learning_rate": 2e-6, "pretrain_learning_rate": 1e-4}
+DEFAULTS |= {"epochs": 20, "fine_tune_epochs": 2, "pretrain_epochs": 6}
+COLUMNS = ("Image file", "Medium", "Museum", "Museum-based instance ID", "Subset")
+COLUMNS += ("Width", "Height", "Product size", "Aspect ratio")
 MUSEUMS = ("Demo museum A", "Demo museum B", "Demo museum C")
 PER_CLASS = {"train": 24, "val": 8}  # images; the test split is not balanced
 MEDIUMS = (
@@ -111,17 +99,12 @@ def write_demo(root, seed=0, per_class=PER_CLASS["train"]):
 
 def write_metadata(folder, rows):
     """Write the three metadata files of the demo, with MAMe's columns and its trailing space."""
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    header = (
-        "Image file,Medium,Museum,Museum-based instance ID,Subset,Width,Height,Product size,Aspect ratio"
-    )
-    writer.writerow(header.split(","))
+    lines, size = [], (float(SIZE), float(SIZE), float(SIZE * SIZE), 1.0)
     for file, medium, museum, split in rows:
         medium = "Woven fabric " if medium == "Woven fabric" else medium
-        size = [float(SIZE), float(SIZE), float(SIZE * SIZE), 1.0]
-        writer.writerow([file, medium, museum, file.rsplit(".", 1)[0], split, *size])
-    (folder / "MAMe_dataset.csv").write_text(stream.getvalue(), encoding="utf-8", newline="")
+        cells = (file, medium, museum, file.rsplit(".", 1)[0], split, *size)
+        lines.append(dict(zip(COLUMNS, cells)))
+    write_csv(folder / "MAMe_dataset.csv", lines)
     labels = "".join(f"{index},{medium}\n" for index, medium in enumerate(MEDIUMS))
     (folder / "MAMe_labels.csv").write_text(labels, encoding="utf-8", newline="")
     (folder / "defaults.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n", encoding="utf-8")

@@ -32,13 +32,11 @@ def gradient(function, x):
 
 
 def grad_cam(model, images):
-    """Where the last convolution speaks for the class that each image is taken for.
-
-    Grad-CAM (Selvaraju et al. 2017): the activations of the last convolution, each channel weighted by
-    the mean gradient of the class's score before the softmax, summed, negative parts cut off.
-    images: uint8 (b, size, size, 3). Returns float32 (b, h, w), each map scaled to a maximum of 1 (0
-    everywhere where nothing speaks for the class).
-    """
+    """Where the last convolution speaks for the class that each image is taken for. Grad-CAM (Selvaraju et
+    al. 2017): the activations of the last convolution, each channel weighted by the mean gradient of the
+    class's score before the softmax, summed, negative parts cut off. images: uint8 (b, size, size, 3).
+    Returns float32 (b, h, w), each map scaled to a maximum of 1 (0 everywhere where nothing speaks for the
+    class)."""
     *earlier, last = convolutions(model)
     tensors = [model.get_layer(last).output]
     if reads_every_layer(model):
@@ -60,16 +58,12 @@ def grad_cam(model, images):
 
 
 def layer_importance(pipeline, columns, layers):
-    """({layer: share of the importance}, {layer: share of the features}) of a fitted pipeline.
-
-    A forest's importance of a layer is the sum of its features' (mean decrease of impurity); a linear
-    classifier's is the sum of its features' absolute weights, which act on standardised features.
-    """
+    """({layer: share of the importance}, {layer: share of the features}) of a fitted pipeline. A forest's
+    importance of a layer is the sum of its features' (mean decrease of impurity); a linear classifier's is
+    the sum of its features' absolute weights, which act on standardised features."""
     classifier, names = pipeline[-1], select_layers(list(columns), layers)
-    if hasattr(classifier, "feature_importances_"):
-        weights = classifier.feature_importances_
-    else:
-        weights = np.abs(classifier.coef_).sum(axis=0)
+    linear = hasattr(classifier, "coef_")
+    weights = np.abs(classifier.coef_).sum(axis=0) if linear else classifier.feature_importances_
     widths = [columns[name][1] - columns[name][0] for name in names]
     sums = [part.sum() for part in np.split(weights, np.cumsum(widths)[:-1])]
     total = max(sum(sums), 1e-12)
@@ -85,12 +79,10 @@ def explain_test(out, run, dataset, tested, network):
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     paths = {row: dataset.image_folder / tested.files[row] for row in wrong}
     if len(wrong):
-        mistakes = [
-            (path, dataset.labels[tested.true[row]], dataset.labels[predicted[row]], confidence[row])
-            for row, path in paths.items()
-        ]
-        title = f"{run.folder.name}: the most confident of {len(wrong)} mistakes "
-        title += f"on {len(tested.files)} test images"
+        names = np.array(dataset.labels)
+        answers = names[tested.true[wrong]], names[predicted[wrong]], confidence[wrong]
+        mistakes = list(zip(paths.values(), *answers))
+        title = f"{run.folder.name}: the most confident of {len(wrong)} in {len(tested.files)} test images"
         drawn = plots.plot_gallery(out / "gallery.png", mistakes, title, dataset.notice)
         print(f"{drawn} mistakes drawn in {out}/gallery.png")
     if not run.is_network:

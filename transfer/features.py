@@ -27,9 +27,7 @@ def output_file(model, count, path, description):
 
 def keep_outputs(model, images, file, batch_size):
     """The output of `model` for `images`, computed batch by batch where its `output_file` is not there.
-
-    images: uint8 (n, h, w, 3). Not compiled with XLA on a CPU, where that is slower (benchmarks/README.md).
-    """
+    images: uint8 (n, h, w, 3)."""
     share, predict = network.current_share(), model.predict_on_batch
     if share.replicas > 1:  # that would not share the batch out
         predict = partial(model.predict, batch_size=batch_size, verbose=0)
@@ -47,8 +45,8 @@ def keep_outputs(model, images, file, batch_size):
 
 
 def keep_activations(lower, boundary, images, batch_size, cache):
-    """{split: what `lower`, whose last layer is `boundary`, gives for its images}, computed where it is not
-    in the folder `cache` yet; None where there is no room. images: {split: decoded images}."""
+    """{split: the activations of `lower`, whose last layer is `boundary`}, computed where the folder
+    `cache` lacks them; None where there is no room. images: {split: decoded images}."""
     # keyed by the decoded images' own key (files, image size), the layer, the precision and the weights
     digest = network.weights_digest(lower, convolutions(lower))[:16]
     key = f"{boundary}-{lower.get_layer('block1_conv1').compute_dtype}-{digest}"
@@ -61,8 +59,8 @@ def keep_activations(lower, boundary, images, batch_size, cache):
         free = store.free_space(path)
         room = size < MOST_OF_DISK * free
         space = f"{size / 1e9:.2f} GB of the {free / 1e9:.1f} GB free in {cache}"
-        end = "." if room else ": too much, so each epoch computes them again."
-        print(f"The activations of {boundary}, computed once, take {space}{end}", flush=True)
+        space += "." if room else ": too much, so each epoch computes them again."
+        print(f"The activations of {boundary}, computed once, take {space}", flush=True)
         if not room:
             return None
     return {split: keep_outputs(lower, images[split], file, batch_size) for split, file in files.items()}
@@ -102,13 +100,8 @@ def is_original(weights):
     return weights in ("imagenet", "none") or weights.endswith(".h5")
 
 
-def needs_dense(layers):
-    """Whether --layers asks for dense layers, which are tied to one image size."""
-    return layers == "all" or "fc" in layers
-
-
 def own_size(source):
-    """The image size that the dense layers of a Source take: any, so its own, where they are drawn."""
+    """The image size that the dense layers of a Source take, in pixels: its own where they are drawn."""
     if source.weights == "none":
         return source.image_size
     return ORIGINAL_SIZE if is_original(source.weights) else network.input_size(source.weights)
@@ -118,7 +111,7 @@ def build_network(source):
     """The network of a Source with its weights: a Keras model that has at least the layers asked for.
     BadInput where its dense layers are asked for and do not fit the image size."""
     weights, size, own = source.weights, source.image_size, own_size(source)
-    dense = needs_dense(source.layers)
+    dense = source.layers == "all" or "fc" in source.layers
     if weights.endswith(".h5") and source.layers == "all":
         dense = "fc1" in network.read_weights(weights)
     if dense and size != own:
@@ -148,24 +141,16 @@ def features_folder(source, dataset, skip_unreadable):
     layers, size = source.layers, source.image_size
     key = f"{weights} {dataset.fingerprint} {size} {layers} {skip_unreadable} {source.precision}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    name = f"{dataset.name}-{short_name(source.weights)}-{size}-{layers.replace(',', '+')}-{digest}"
+    name = f"{dataset.name}-{Path(source.weights).stem}-{size}-{layers.replace(',', '+')}-{digest}"
     return Path("features") / name
 
 
-def short_name(weights):
-    """--weights as part of a folder's name."""
-    return Path(weights).name.removesuffix(".keras").removesuffix(".h5")
-
-
 def extract_features(source, dataset, splits, folder, settings, check=False):
-    """Write the features of `splits` to `folder`, those that are not there yet.
-
-    For each split: <split>.npy, float32 (n, n_features), written batch by batch and resumed at the last one
-    after an interruption (of a part of the batches <split>.part-K-of-N.npy); <split>.csv with file, label
-    and medium of each row; and for all of them features.json with the layer map and the images that were
-    left out. settings: an Extraction. No network is built where all splits are there already, unless
-    `check`: then BadInput tells where what is there was made by another network or from another dataset.
-    """
+    """Write the features of `splits` to `folder`, those that are not there yet. For each split:
+    <split>.npy, float32 (n, n_features), resumed at the last batch (of a part of the batches
+    <split>.part-K-of-N.npy); <split>.csv with file, label and medium of each row; and features.json with
+    the layer map and the images left out. settings: an Extraction. No network is built where all splits are
+    there, unless `check`: BadInput then tells where another network or dataset made them."""
     missing = [split for split in splits if not has_features(folder, split)]
     if not missing and not check:
         return
@@ -204,10 +189,11 @@ def write_notes(folder, notes, dataset, splits, part):
     if sorted(skipped) != stored.get("skipped_images"):
         store.write_json(path, {**notes, **stored, "skipped_images": sorted(skipped)})
     for split in splits:
-        lines = []
-        for file, label in zip(dataset.splits[split].files, dataset.splits[split].labels):
-            line = {"file": file, "label": label, "medium": dataset.labels[label], "dataset": dataset.name}
-            lines.append(line)
+        rows, name, labels = dataset.splits[split], dataset.name, dataset.labels
+        lines = [
+            {"file": file, "label": label, "medium": labels[label], "dataset": name}
+            for file, label in zip(rows.files, rows.labels)
+        ]
         store.write_csv(folder / f"{split}.csv", lines)
 
 
@@ -260,13 +246,10 @@ def check_dataset(notes, fingerprint, folder):
 
 
 def load_features(folder, dataset, split, layers=None):
-    """Features of one split, rows tied to the metadata by file name.
-
-    Returns (features float32 (n, n_features), labels (n,), files (n,)): every image of the split but those
-    that features.json says could not be read. All layers of the file come as a memory map, fewer (see
-    `select_layers`) as a copy of their columns. BadInput where the folder does not fit the dataset, or a
-    file is damaged.
-    """
+    """Features of one split, rows tied to the metadata by file name. Returns (features float32 (n,
+    n_features), labels (n,), files (n,)) of all images that could be read. All layers of the file come as a
+    memory map, fewer (`select_layers`) as a copy of their columns. BadInput where the folder does not fit
+    the dataset, or a file is damaged."""
     folder = Path(folder)
     notes = store.read_json(folder / "features.json")
     check_dataset(notes, dataset.fingerprint, folder)

@@ -6,17 +6,18 @@ import argparse
 from transfer.screen import BadInput
 from transfer.study import UNFREEZE
 
-# What each of these flags is where it is not given. The strong recipe was chosen on photographs
-# (docs/better.md).
+# What each of these flags is where it is not given; the rates and epochs of the study's recipe are the
+# dataset's own. Those of the strong one were chosen on photographs and drawings (docs/better.md).
 STUDY = {"head": "iii", "unfreeze": "none", "augment": False, "optimizer": "adam", "schedule": "constant"}
-RECIPES = {"study": STUDY, "strong": STUDY | {"head": "layers", "unfreeze": "all", "schedule": "cosine"}}
+STRONG = {"head": "layers", "unfreeze": "all", "augment": False, "optimizer": "adam", "schedule": "cosine"}
+STRONG |= {"learning_rate": 1e-3, "fine_tune_learning_rate": 3e-5, "epochs": 10, "fine_tune_epochs": 20}
+RECIPES = {"study": STUDY, "strong": STRONG}
 
 
 def script_parser(description):
     """An argparse parser for a script with this docstring."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_written = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=as_written)
 
 
 def natural(text):
@@ -68,8 +69,7 @@ def add_shared_arguments(parser):
 
 def add_network_arguments(group):
     """--weights, --precision and --devices, for the scripts that build a network."""
-    text = "imagenet, none (random), a run, a .keras file or an official Keras .h5 "
-    text += "(default: the dataset's; MAMe imagenet, demo none)"
+    text = "imagenet, none (random), a run, a .keras file or an official .h5 (default: the dataset's)"
     group.add_argument("--weights", metavar="W", help=text)
     text = "what the network computes in; its weights stay float32 (default: %(default)s)"
     choices = {"choices": ("float32", "bfloat16"), "default": "float32"}
@@ -120,8 +120,7 @@ def add_strategy_arguments(parser):
     add("--augment", action=argparse.BooleanOptionalAction, help=text)
     text = "after the last step, train the same layers once more, with augmentation"
     add("--final-augment", action="store_true", help=text)
-    text = "of the learning rate; cosine rises over the first tenth of a step's batches and falls to 0 "
-    text += "at its last epoch (study: constant; strong: cosine)"
+    text = "of the learning rate; cosine: a step's first tenth rises (study: constant; strong: cosine)"
     add("--schedule", choices=("constant", "cosine"), help=text)
 
 

@@ -21,11 +21,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # of large or odd pictures, 
 
 
 def open_image(path):
-    """One image file as a Pillow image in RGB, the right way up.
-
-    Of an animation the first picture is taken. Raises OSError (PIL.UnidentifiedImageError among them)
-    or ValueError where the file cannot be read, or is so large that decoding it could fill the memory.
-    """
+    """One image file as a Pillow image in RGB, the right way up. Of an animation the first picture is
+    taken. Raises OSError (PIL.UnidentifiedImageError among them) or ValueError where the file cannot be
+    read, or is so large that decoding it could fill the memory."""
     with Image.open(path) as image:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
@@ -52,21 +50,17 @@ def decode_all(paths, image_size):
     def decode(row):
         try:
             images[row] = decode_image(paths[row], image_size)
+        except FileNotFoundError:
+            return row, "there is no such file"
+        except UnidentifiedImageError:
+            return row, "it is not a picture, or of a kind that cannot be read"
         except Exception as error:  # whatever Pillow makes of a broken file, the file is what gets named
-            return row, why_unreadable(paths[row], error)
+            reason = " ".join(str(error).replace(str(paths[row]), "").split())
+            return row, reason or type(error).__name__
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return images, dict(filter(None, pool.map(decode, range(len(paths)))))
-
-
-def why_unreadable(path, error):
-    """What decoding a file ended with, in one line."""
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not a picture, or of a kind that cannot be read"
-    return " ".join(str(error).replace(str(path), "").split()) or type(error).__name__
 
 
 class Rows:
@@ -85,14 +79,11 @@ class Rows:
 
 
 def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable=False):
-    """Decode and resize every image of `splits` once; later calls find them on disk.
-
-    cache: folder for the decoded images, memory-mapped uint8 (n, size, size, 3) .npy files, keyed by names,
-    sizes and times of the files and the image size, safe to delete; or "none", which keeps them in memory.
-
-    Returns the dataset with `images` in each of `splits`, without the rows that cannot be read, whose
-    files its `skipped` lists. Raises BadInput that names every such file, unless `skip_unreadable`.
-    """
+    """Decode and resize every image of `splits` once; later calls find them on disk. cache: folder for the
+    decoded images, memory-mapped uint8 (n, size, size, 3) .npy files, keyed by names, sizes and times of
+    the files and the image size, safe to delete; or "none", which keeps them in memory. Returns the dataset
+    with `images` in each of `splits`, without the rows that cannot be read, whose files its `skipped`
+    lists. Raises BadInput that names every such file, unless `skip_unreadable`."""
     kept, skipped = {}, []
     for name in splits:
         split = dataset.splits[name]
@@ -117,11 +108,9 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
 
 
 def cached_images(paths, image_size, cache, stem):
-    """Decoded images of `paths` from the folder `cache`, filled first where needed.
-
-    Returns (memory map uint8 (n_readable, size, size, 3), or what indexes like one; rows of `paths`
-    that cannot be read: those are black on disk, and noted beside it).
-    """
+    """Decoded images of `paths` from the folder `cache`, filled first where needed. Returns (memory map
+    uint8 (n_readable, size, size, 3), or what indexes like one; rows of `paths` that cannot be read: those
+    are black on disk, and noted beside it)."""
     notes = Path(cache) / f"{stem}.unreadable.json"
     bad = set(read_json(notes)) if notes.exists() else set()
 
@@ -129,9 +118,7 @@ def cached_images(paths, image_size, cache, stem):
         for start in starts:
             images, found = decode_all(paths[start : start + DECODE_BLOCK], image_size)
             bad.update(start + row for row in found)
-            if (
-                found and cache != "none"
-            ):  # before the block is written, so that no interruption can lose it
+            if found and cache != "none":  # before the block, so that no interruption can lose it
                 write_json(notes, sorted(bad))
             yield images
 

@@ -1,4 +1,4 @@
-"""The network's weights, where they come from and what identifies them; its precision; and its devices.
+"""The network's weights, its precision, and its devices.
 
     one machine         TensorFlow: tf.distribute.MirroredStrategy; JAX: keras.distribution.DataParallel
     several machines    JAX: processes that keras.distribution.initialize brings together
@@ -18,19 +18,16 @@ import numpy as np
 from common import Share, convolutions
 from transfer.screen import BadInput
 
-PIXEL_DEVIATION = 60.0  # of ImageNet's pixels after VGG16's preprocessing, about the same in each channel
+PIXEL_DEVIATION = 60.0  # of ImageNet's pixels after VGG16's preprocessing
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 IN_FLOAT32 = (keras.layers.Rescaling, keras.layers.GlobalAveragePooling2D, keras.layers.Concatenate)
 STEPS_AT_ONCE = 50  # of training on a GPU by TensorFlow: about a second
 
 
 def load_weights(model, weights, seed, layers=None):
-    """Give `layers` of `model` (default: its convolutions) their first weights.
-
-    weights: "imagenet", "none" (drawn by `seed`), or a path: an official Keras .h5 with or without top, a
-    .keras file, or a run's folder. Raises BadInput that names the first layer that is missing or of
-    another shape; `model` is then as it was.
-    """
+    """Give `layers` of `model` (default: its convolutions) their first weights. weights: "imagenet", "none"
+    (drawn by `seed`), an official Keras .h5, a .keras file, or a run's folder. BadInput names the first
+    layer that is missing or of another shape; `model` is then as it was."""
     layers = layers or convolutions(model)
     if weights == "none":
         draw_weights(model, layers, seed)
@@ -49,19 +46,14 @@ def load_weights(model, weights, seed, layers=None):
 
 
 def draw_weights(model, layers, seed):
-    """Draw new weights for `layers`: He-normal kernels, biases of 0, the same on every backend.
-
-    Glorot's uniform, VGG16's default in Keras, halves the variance at each rectified layer, 13 times.
-    He et al. (2015) keeps it, which is what lets plain deep networks train from scratch. It asks for inputs
-    of variance 1; preprocessed pixels have a standard deviation of about 60, by which the first kernel is
-    divided.
-    """
+    """Draw new weights for `layers`: He-normal kernels, biases of 0, the same on every backend. Glorot's
+    uniform, Keras' default, halves the variance at each rectified layer; He et al. (2015) keeps it, for
+    inputs of variance 1: the first kernel is divided by the deviation of preprocessed pixels."""
     for number, name in enumerate(layers):
         kernel, bias = model.get_layer(name).weights
         rng = np.random.default_rng([seed, number])
         deviation = np.sqrt(2 / np.prod(kernel.shape[:-1]))
-        if name == "block1_conv1":
-            deviation /= PIXEL_DEVIATION
+        deviation /= PIXEL_DEVIATION if name == "block1_conv1" else 1
         drawn = np.empty(kernel.shape, "float32")
         for part in drawn:  # part by part, as NumPy draws float64: twice the room
             part[...] = rng.normal(0, deviation, part.shape)
@@ -104,8 +96,8 @@ def model_file(path):
 
 
 def load_model(path):
-    """The network of a .keras file or of a run's folder; loading runs no code from the file. BadInput where
-    it cannot be loaded."""
+    """The network of a .keras file or a run's folder; runs no code from it. BadInput where it cannot
+    load."""
     path = model_file(path)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -115,8 +107,7 @@ def load_model(path):
 
 
 def input_size(path):
-    """The image size of the VGG16 in a .keras file or a run's folder, in pixels. BadInput where there is
-    none."""
+    """Pixels a side that the VGG16 in a .keras file or a run's folder takes. BadInput where it is none."""
     model = load_model(path)
     if not {"block1_conv1", "block5_conv3"} <= {layer.name for layer in model.layers}:
         raise BadInput(f"{path} holds no VGG16 (no layers block1_conv1 to block5_conv3); name another.")
@@ -145,11 +136,8 @@ def set_random_state(model, states):
 
 
 def with_precision(model, precision):
-    """`model`, or a copy of it, that computes in "float32" or "bfloat16".
-
-    Variables, preprocessing, means and the softmax are float32 in either; the copy has a new optimizer and
-    random state.
-    """
+    """`model`, or a copy of it with a new random state, that computes in "float32" or "bfloat16".
+    Variables, preprocessing, means and the softmax are float32 in either."""
     if model.get_layer("block1_conv1").compute_dtype == precision:
         return model
 
@@ -168,10 +156,8 @@ def with_precision(model, precision):
 @contextlib.contextmanager
 def on_devices(devices, batch_size, processes=False):
     """Within it, networks are built for and trained on the devices that --devices and --processes name.
-
     Call it before anything is computed. Yields (Share, what it computes on, as one line). BadInput where
-    the backend, the machine, the environment or the batch size does not fit.
-    """
+    they or the batch size do not fit."""
     backend = keras.backend.backend()
     if backend == "torch" and (devices or 1) > 1 or backend != "jax" and processes:
         flag = "--processes" if processes else "--devices"
@@ -257,15 +243,11 @@ def current_share():
 
 
 def steps_at_once(share):
-    """How many batches Keras trains on between two looks at the loss: its `steps_per_execution`.
-
-    On TensorFlow each look waits for the device, which then idles until the next batch is there; the other
-    backends look while the device goes on. On a CPU a step may take seconds and nothing is gained, and
-    over several devices Keras' loop of steps fails.
-    """
-    backend = keras.backend.backend()
-    alone = share.replicas == 1
-    return STEPS_AT_ONCE if backend == "tensorflow" and alone and accelerators(backend) else 1
+    """How many batches Keras trains on between two looks at the loss: its `steps_per_execution`. On
+    TensorFlow a GPU idles at each look; over several, Keras' loop of steps fails. Elsewhere nothing is
+    gained."""
+    waits = keras.backend.backend() == "tensorflow" and share.replicas == 1
+    return STEPS_AT_ONCE if waits and accelerators("tensorflow") else 1
 
 
 def describe_devices(backend, share):

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
+from PIL import Image, ImageOps
 
 from transfer.images import open_image
 from transfer.screen import percent
@@ -50,11 +50,10 @@ def plot_curves(history, path, title, notice):
         y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
         along = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "left", "va": side}
         for row in starts:
-            start = row["epoch"] - 0.5
-            if row is not history[0]:
-                axes.axvline(start, color="grey", linestyle="--", linewidth=1)
-            label = axes.text(start, y, f"{row['step']}: {row['trained']}", fontsize=7, **along)
-            label.set(color="dimgrey", in_layout=False)  # else a long name squeezes the axes
+            start, name = row["epoch"] - 0.5, f"{row['step']}: {row['trained']}"
+            axes.axvline(start, color="grey", linestyle="--", linewidth=1)
+            # outside the layout, else a long name squeezes the axes
+            axes.text(start, y, name, fontsize=7, color="dimgrey", in_layout=False, **along)
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, path, notice)
@@ -79,9 +78,7 @@ def plot_confusion(matrix, labels, path, title, notice):
 
 def thumbnail(path):
     """A picture at the size at which it is drawn, with its own aspect ratio."""
-    image = open_image(path)
-    image.thumbnail((SIDE, SIDE))
-    return image
+    return ImageOps.contain(open_image(path), (SIDE, SIDE))
 
 
 def overlay(picture, heat):
@@ -115,11 +112,9 @@ def plot_explanation(path, picture_path, heat, ranked, notice):
 
 
 def plot_gallery(path, mistakes, title, notice):
-    """Write the gallery of the most confident mistakes as PNG.
-
-    mistakes: [(picture's path, true class, predicted class, its probability)], the most confident first;
-    as many as the grid holds are drawn. Returns how many that is.
-    """
+    """Write the gallery of the most confident mistakes as PNG. mistakes: [(picture's path, true class,
+    predicted class, its probability)], the most confident first; as many as the grid holds are drawn.
+    Returns how many that is."""
     mistakes = mistakes[: GALLERY_ROWS * GALLERY_COLUMNS]
     rows = max(1, -(-len(mistakes) // GALLERY_COLUMNS))
     figure = new_figure(2.15 * GALLERY_COLUMNS, 2.5 * rows + 0.6, 0.02)

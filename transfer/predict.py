@@ -81,10 +81,8 @@ def write_predictions(out, run, rankings, unreadable):
     """Write predictions.csv and predictions.jsonl into the folder `out`, one row or line a file. rankings:
     {file: ranking}. unreadable: {file: reason}; those are lines of the .jsonl alone."""
     origin = {"run": str(run.folder), "dataset": run.config["dataset"]["name"]}
-    lines = []
-    for file, ranked in rankings.items():
-        predictions = [{"class": label, "probability": round(p, 6)} for label, p in ranked]
-        lines.append({"file": str(file), "predictions": predictions, **origin})
+    found = {file: [{"class": c, "probability": round(p, 6)} for c, p in r] for file, r in rankings.items()}
+    lines = [{"file": str(file), "predictions": classes, **origin} for file, classes in found.items()]
     lines += [{"file": str(file), "error": reason, **origin} for file, reason in unreadable.items()]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomically(out / "predictions.jsonl", content)

@@ -15,23 +15,19 @@ from transfer.store import read_csv, write_csv, write_json
 from transfer.study import TEST_F1, TEST_FIGURES, VAL_ACCURACY, forest_rows
 from transfer.train import fine_tuning_rows
 
-LEVEL = 0.95  # of intervals
-
 
 def wilson(accuracy, count):
     """95% interval (low, high) of an accuracy, a fraction, on so many images (Wilson 1927)."""
     if not count:
         return 0.0, 1.0
-    interval = binomtest(round(accuracy * count), int(count)).proportion_ci(LEVEL, "wilson")
+    interval = binomtest(round(accuracy * count), int(count)).proportion_ci(0.95, "wilson")
     return float(interval.low), float(interval.high)
 
 
 def mcnemar(right, other_right):
-    """Whether two classifiers differ on the same images, by the exact test of McNemar (1947).
-
-    right, other_right: bool (n,). Returns (images that the first alone has right, those that the second
-    alone has right, two-sided p).
-    """
+    """Whether two classifiers differ on the same images, by the exact test of McNemar (1947). right,
+    other_right: bool (n,). Returns (images that the first alone has right, those that the second alone has
+    right, two-sided p)."""
     first, second = int(np.sum(right & ~other_right)), int(np.sum(~right & other_right))
     return first, second, float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
@@ -71,10 +67,8 @@ def print_runs(runs, dataset):
     if not dataset.in_folders:
         print("\nThe study's rows")
         absent = "not measured here" if dataset.notice is None else "not run"
-        known = VAL_ACCURACY.items()
-        rows = [
-            (row, f"{value:.2f}%", percent(ours[row]) if row in ours else absent) for row, value in known
-        ]
+        known = {row: percent(value) for row, value in ours.items()}
+        rows = [(row, f"{value:.2f}%", known.get(row, absent)) for row, value in VAL_ACCURACY.items()]
         print_table(("row", "study, MAMe", f"ours, {dataset.name}"), rows)
     print(flush=True)
 
@@ -108,17 +102,11 @@ def evaluate(dataset, predictions):
     for museum in np.unique(museums[museums != ""]):
         right = (predicted == true)[museums == museum]
         by_museum[str(museum)] = {"accuracy": float(right.mean()), "support": len(right)}
-    figures = {
-        "images": len(files),
-        "accuracy": metrics.accuracy_score(true, predicted),
-        "balanced_accuracy": metrics.balanced_accuracy_score(true, predicted),
-        **top,
-        "macro avg": report["macro avg"],
-        "weighted avg": report["weighted avg"],
-        "classes": {label: report[label] for label in dataset.labels},
-        "museums": by_museum,
-        "confusion_matrix": metrics.confusion_matrix(true, predicted, labels=classes).tolist(),
-    }
+    figures = {"images": len(files), "accuracy": metrics.accuracy_score(true, predicted)}
+    figures |= {"balanced_accuracy": metrics.balanced_accuracy_score(true, predicted), **top}
+    figures |= {key: report[key] for key in ("macro avg", "weighted avg")}
+    figures |= {"classes": {label: report[label] for label in dataset.labels}, "museums": by_museum}
+    figures["confusion_matrix"] = metrics.confusion_matrix(true, predicted, labels=classes).tolist()
     figures["intervals"] = intervals(figures)
     return Tested(figures, files, true, probabilities, museums)
 
@@ -127,12 +115,10 @@ def intervals(figures):
     """95% intervals (Wilson) of the accuracies among the figures of `evaluate`: of all images, of each
     class (that is its recall) and of each museum."""
     keys = [key for key in figures if key == "accuracy" or key.startswith("top_")]
-    return {
-        **{key: wilson(figures[key], figures["images"]) for key in keys},
-        "classes recall": {
-            k: wilson(row["recall"], row["support"]) for k, row in figures["classes"].items()
-        },
-        "museums": {k: wilson(row["accuracy"], row["support"]) for k, row in figures["museums"].items()},
+    groups = (("classes recall", "classes", "recall"), ("museums", "museums", "accuracy"))
+    return {key: wilson(figures[key], figures["images"]) for key in keys} | {
+        name: {k: wilson(row[key], row["support"]) for k, row in figures[group].items()}
+        for name, group, key in groups
     }
 
 
@@ -141,9 +127,8 @@ def print_report(figures, dataset):
     beside."""
     keys, study, interval = ("precision", "recall", "f1-score"), dataset.study_cell, figures["intervals"]
     known = TEST_F1 if len(dataset.labels) == len(TEST_F1) else ["-"] * len(dataset.labels)
-    known = dict(zip(dataset.labels, known)) | {
-        k: TEST_FIGURES[k]["f1-score"] for k in ("macro avg", "weighted avg")
-    }
+    averages = {key: TEST_FIGURES[key]["f1-score"] for key in ("macro avg", "weighted avg")}
+    known = dict(zip(dataset.labels, known)) | averages
     rows = []
     for name, figure in known.items():
         row = figures["classes"].get(name) or figures[name]
@@ -191,12 +176,10 @@ def read_answers(path):
 
 
 def compare_answers(first, second, labels):
-    """How two classifiers differ on the images that both were tested on.
-
-    first, second: as `read_answers` gives. Returns (accuracies, rows): the accuracy of each, and for all
-    images and for each class a dict with images, first_alone, second_alone (that many it alone has right)
-    and p: exact McNemar, that of a class multiplied by the number of classes (Bonferroni), at most 1.
-    """
+    """How two classifiers differ on the images that both were tested on. first, second: as `read_answers`
+    gives. Returns (accuracies, rows): the accuracy of each, and for all images and for each class a dict
+    with images, first_alone, second_alone (that many it alone has right) and p: exact McNemar, that of a
+    class multiplied by the number of classes (Bonferroni), at most 1."""
     files = [file for file in first if file in second]
     true = np.array([first[file][0] for file in files])
     right, other = (np.array([answers[file][1] for file in files], bool) for answers in (first, second))
@@ -216,10 +199,8 @@ def print_comparison(names, accuracies, rows):
         interval = span(wilson(accuracy, total["images"]))
         print(f"  {name}: {percent(accuracy)} ({interval}) of {total['images']} images")
     classes.sort(key=lambda row: (row["p"], -abs(row["first_alone"] - row["second_alone"])))
-    print_table(
-        ("right", "images", "the first alone", "the second alone", "p"),
-        [(*(row[key] for key in list(row)[:-1]), f"{row['p']:.3g}") for row in [total, *classes]],
-    )
+    rows = [(*list(row.values())[:-1], f"{row['p']:.3g}") for row in [total, *classes]]
+    print_table(("right", "images", "the first alone", "the second alone", "p"), rows)
     print("(p: exact McNemar test; that of a class is multiplied by the number of classes)")
     if total["p"] < 0.05:
         print(f"They differ: {names[int(total['first_alone'] < total['second_alone'])]} is better.")

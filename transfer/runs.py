@@ -7,10 +7,10 @@ import platform
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.metadata import distributions
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 from filelock import Timeout
@@ -25,14 +25,9 @@ FORMAT = 4  # of config.json and of what a run resumes from
 
 def describe_dataset(dataset):
     """What every file says of the data behind it."""
-    return {
-        "name": dataset.name,
-        "notice": dataset.notice,
-        "folder": str(dataset.root),
-        "fingerprint": dataset.fingerprint,
-        "classes": len(dataset.labels),
-        "images": {name: len(split.files) for name, split in dataset.splits.items()},
-    }
+    about = {"name": dataset.name, "notice": dataset.notice, "folder": str(dataset.root)}
+    about |= {"fingerprint": dataset.fingerprint, "classes": len(dataset.labels)}
+    return about | {"images": {name: len(split.files) for name, split in dataset.splits.items()}}
 
 
 def describe_versions():
@@ -44,27 +39,18 @@ def describe_versions():
 
 def describe_run(args, dataset, **decisive):
     """The content of config.json. decisive: what beside flags and data decides the run's figures."""
-    return {
-        "format": FORMAT,
-        "script": Path(sys.argv[0]).name,
-        "arguments": vars(args),
-        "dataset": describe_dataset(dataset),
-        "versions": describe_versions(),
-        "skipped_images": list(dataset.skipped),
-        "labels": dataset.labels,
-        **decisive,
-    }
+    config = {"format": FORMAT, "script": Path(sys.argv[0]).name, "arguments": vars(args)}
+    config |= {"dataset": describe_dataset(dataset), "versions": describe_versions()}
+    return config | {"skipped_images": list(dataset.skipped), "labels": dataset.labels} | decisive
 
 
 @contextlib.contextmanager
 def start_run(config, name, named=None, share=Share()):  # noqa: B008, it never changes
-    """The folder of a run, held by this process alone until the `with` block ends.
-
-    A new folder with its config.json, or that of an interrupted run with the same settings, on the same
-    data: the folder `named`, else runs/<dataset>-<name>, <dataset>-<name>-2 ... No finished run is touched.
-    share: of several processes the first records the run; the others get a folder that is thrown away, with
-    what they resume from. BadInput where the folder named is of no use.
-    """
+    """The folder of a run, held by this process alone until the `with` block ends. A new folder with its
+    config.json, or that of an interrupted run with the same settings, on the same data: the folder `named`,
+    else runs/<dataset>-<name>, <dataset>-<name>-2 ... No finished run is touched. share: of several
+    processes the first records the run; the others get a folder that is thrown away, with what they resume
+    from. BadInput where the folder named is of no use."""
     name = f"{config['dataset']['name']}-{name}"
     candidates = [Path(named)] if named else numbered(Path("runs") / name)
     if share.process:
@@ -131,8 +117,7 @@ def why_not(run, config):
     return None
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A finished run: its folder and what it recorded there."""
 
     folder: Path

@@ -22,9 +22,8 @@ def run_script(main):
     script = Path(sys.argv[0]).name
 
     def stop(*_):  # at once: an exception raised inside an engine's own code aborts the process
-        print(
-            f"\n{script}: interrupted; run the same command again to resume.", file=sys.stderr, flush=True
-        )
+        text = f"\n{script}: interrupted; run the same command again to resume."
+        print(text, file=sys.stderr, flush=True)
         os._exit(130)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored

@@ -63,8 +63,8 @@ def write_csv(path, rows):
 
 
 def read_csv(path, advice):
-    """All rows of a CSV file as lists of str; a BOM and Windows line ends are taken off. BadInput, which
-    ends with `advice`, where it is not CSV in UTF-8."""
+    """All rows of a CSV file as lists of str, without a BOM. BadInput, which ends with `advice`, where it
+    is not CSV in UTF-8."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             return [row for row in csv.reader(file, strict=True) if row]
@@ -73,8 +73,8 @@ def read_csv(path, advice):
 
 
 def lock_of(path):
-    """The lock of one file or folder: a hidden file beside it. The operating system releases it when the
-    process that holds it ends, however that ends; the file stays."""
+    """The lock of a file or folder: a hidden file beside it, which stays. It is released when the process
+    that holds it ends, however that ends."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"))
@@ -124,11 +124,8 @@ def ahead(function, items):
 
 def make_array(file, blocks, block):
     """The array of an ArrayFile as a read-only memory map, made first where it is not there yet.
-
     blocks(starts) -> iterator over the arrays (`block` rows each, the last one what is left) that begin at
-    the rows `starts`. An interrupted one resumes at its last whole block. Raises BadInput where the disk
-    has no room for it, or where the file is cut short.
-    """
+    the rows `starts`. BadInput where the disk has no room for it, or where the file is cut short."""
     path, part = file.path, Path(f"{file.path}.part")
     if not path.exists():
         check_space(path, file.size - (part.stat().st_size if part.exists() else 0), file.description)
@@ -145,11 +142,8 @@ def make_array(file, blocks, block):
 
 
 def fill_array(part, file, blocks, block):
-    """Append what is missing of an ArrayFile to its `part`, block by block.
-
-    Appending rather than a writable memory map: a full disk is an error then and not a crash, and the
-    length of the file tells how far it is.
-    """
+    """Append what is missing of an ArrayFile to its `part`, block by block: in a writable memory map a full
+    disk would crash, and the length of the file would not tell how far it is."""
     shape, dtype, stream = file.shape, np.dtype(file.dtype), io.BytesIO()
     layout = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(stream, layout)

@@ -1,9 +1,5 @@
-"""The study's constants and figures, each once: what the scripts rerun and print beside their own.
-
-Source of every figure: the study "transfer learning on MAMe with VGG16" that this project
-reruns; accuracies are percentages of MAMe's validation split unless a name says test.
-Nothing here is measured by this project.
-"""
+"""The constants and figures of the study "transfer learning on MAMe with VGG16", each once: accuracies are
+percentages of MAMe's validation split unless a name says test. Nothing here is measured by this project."""
 
 SPLITS = ("train", "val", "test")
 

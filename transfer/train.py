@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import keras
@@ -37,7 +38,7 @@ class Step:
 
 
 def plan_trainings(unfreeze, augment, final_augment):
-    """The trainings of a strategy, in order: (what trains, blocks of convolutions in it, augmented?)."""
+    """The trainings of a strategy, in order: (what trains, its blocks of convolutions, augmented?)."""
     trainings = [(name, blocks, augment) for name, blocks in UNFREEZE[unfreeze]]
     name, blocks, _ = trainings[-1]
     return trainings + [(f"{name}, augmented", blocks, True)] * final_augment
@@ -48,9 +49,9 @@ def plan_steps(args):
     frozen = {"learning_rate": args.learning_rate, "epochs": args.epochs}
     unfrozen = {"learning_rate": args.fine_tune_learning_rate, "epochs": args.fine_tune_epochs}
     shared = {key: getattr(args, key) for key in ("batch_size", "seed", "optimizer", "schedule")}
+    plan = plan_trainings(args.unfreeze, args.augment, args.final_augment)
     return [
-        Step(name, blocks, augment=augment, **(unfrozen if blocks else frozen), **shared)
-        for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment)
+        Step(*step[:2], augment=step[2], **(unfrozen if step[1] else frozen), **shared) for step in plan
     ]
 
 
@@ -62,46 +63,33 @@ def pretraining_step(args):
 
 def fine_tuning_rows(arguments):
     """The study's rows that a run of finetune.py with these arguments (a dict) reruns: [(the number of the
-    step that ends it, row of study.FINE_TUNING_ROWS)].
-
-    A longer strategy begins with the steps of shorter ones, and so reruns their rows as well.
-    """
-    found, keys = [], ("unfreeze", "augment", "final_augment")
-    plan = plan_trainings(*(arguments[key] for key in keys))
-    for row in rows_of(FINE_TUNING_ROWS, head=arguments["head"]):
-        part = plan_trainings(*(row[key] for key in keys))
-        if plan[: len(part)] == part and arguments["schedule"] == "constant":
-            found.append((len(part), row))
-    return found
+    step that ends it, row of study.FINE_TUNING_ROWS)]. A longer strategy begins with the steps of shorter
+    ones, and so reruns their rows as well."""
+    settings = itemgetter("unfreeze", "augment", "final_augment")
+    plan, rows = plan_trainings(*settings(arguments)), rows_of(FINE_TUNING_ROWS, head=arguments["head"])
+    parts = [(plan_trainings(*settings(row)), row) for row in rows if arguments["schedule"] == "constant"]
+    return [(len(part), row) for part, row in parts if plan[: len(part)] == part]
 
 
 def new_optimizer(step, updates_per_epoch):
-    """A new Keras optimizer for a Step.
-
-    schedule "cosine" rises linearly from 0 over WARM_UP of the updates and falls to 0 along half a cosine
-    (Loshchilov and Hutter 2017).
-    """
+    """A new Keras optimizer for a Step. schedule "cosine" rises linearly from 0 over WARM_UP of the updates
+    and falls to 0 along half a cosine (Loshchilov and Hutter 2017)."""
     settings = {"learning_rate": step.learning_rate}
     if step.schedule == "cosine":
-        updates = max(1, updates_per_epoch * step.epochs)
+        updates, schedules = max(1, updates_per_epoch * step.epochs), keras.optimizers.schedules
         warm_up = round(WARM_UP * updates)
-        settings["learning_rate"] = keras.optimizers.schedules.CosineDecay(
-            0.0 if warm_up else step.learning_rate,
-            max(1, updates - warm_up),
-            warmup_target=step.learning_rate if warm_up else None,
-            warmup_steps=warm_up,
-        )
+        start, target = (0.0, step.learning_rate) if warm_up else (step.learning_rate, None)
+        rise = {"warmup_target": target, "warmup_steps": warm_up}
+        settings["learning_rate"] = schedules.CosineDecay(start, max(1, updates - warm_up), **rise)
     return keras.optimizers.get({"class_name": step.optimizer, "config": settings})
 
 
 def train_steps(model, steps, dataset, cache, run):
-    """Train `model` step by step, each from the best weights of the one before.
-
-    dataset: with the images of train and val. cache: folder for activations, or "none". Writes to the
-    folder `run` history.csv after every epoch and curves.png after every step, and after a step that beats
-    the earlier ones model.keras: the run's best val_accuracy. Where `run` was interrupted it resumes after
-    its last finished epoch. Returns the rows of history.csv.
-    """
+    """Train `model` step by step, each from the best weights of the one before. dataset: with the images of
+    train and val. cache: folder for activations, or "none". Writes to the folder `run` history.csv after
+    every epoch, curves.png after every step, and model.keras after a step that has the run's best
+    val_accuracy. Where `run` was interrupted it resumes after its last finished epoch. Returns the rows of
+    history.csv."""
     resume = Resume.read(run)
     resume.load(model, model, resume.start)
     if resume.history:
@@ -121,12 +109,9 @@ def train_steps(model, steps, dataset, cache, run):
 
 
 def train_step(model, step, dataset, cache, resume):
-    """One Step: set what trains, compile with a new optimizer, fit, restore the best.
-
-    dataset, cache: as in `train_steps`. resume: where every epoch is remembered; it may have epochs of this
-    step behind it. Shuffling and augmentation never repeat over the steps of a run and never depend on an
-    interruption. Leaves in `model` the weights of the step's best val_accuracy.
-    """
+    """One Step: set what trains, compile with a new optimizer, fit, restore the best val_accuracy's
+    weights. dataset, cache: as in `train_steps`. resume: where every epoch is remembered; it may have
+    epochs of this step behind it. Shuffling and augmentation depend on (seed, epoch of the run) alone."""
     common.set_trainable(model, step.blocks)
     trained, inputs = trained_part(model, step, dataset, cache)
     share, done = current_share(), resume.rows()
@@ -139,33 +124,23 @@ def train_step(model, step, dataset, cache, resume):
     compile_step(trained, step, len(train), share)
     resume.load(model, trained, resume.last)
     if len(done) < step.epochs and not resume.stopped:
-        settings = {"dataset": dataset.name, "trained": step.name, "augmented": step.augment}
-        settings["learning_rate"] = step.learning_rate
-        in_a_terminal = sys.stdout.isatty()
-        trained.fit(
-            train,
-            validation_data=val,
-            initial_epoch=len(done),
-            epochs=step.epochs,
-            shuffle=False,  # `Batches` shuffles by seed and epoch; Keras would shuffle batches on top
-            callbacks=[
-                *common.training_callbacks(resume.folder / CHECKPOINT, done),
-                *([] if in_a_terminal else [common.ProgressLines(train)]),
-                common.RecordEpoch(resume, model, settings),
-            ],
-            verbose=1 if in_a_terminal else 2,
-        )
+        about = {"dataset": dataset.name, "trained": step.name, "augmented": step.augment}
+        about["learning_rate"], in_a_terminal = step.learning_rate, sys.stdout.isatty()
+        callbacks = common.training_callbacks(resume.folder / CHECKPOINT, done)
+        callbacks += [] if in_a_terminal else [common.ProgressLines(train)]
+        callbacks.append(common.RecordEpoch(resume, model, about))
+        settings = {"verbose": 1 if in_a_terminal else 2, "initial_epoch": len(done), "epochs": step.epochs}
+        settings["shuffle"] = False  # `Batches` shuffles by seed and epoch; Keras would on top
+        trained.fit(train, validation_data=val, callbacks=callbacks, **settings)
     trained.load_weights(resume.folder / resume.best_weights())
     synchronise(model, False)
 
 
 def trained_part(model, step, dataset, cache):
-    """What a Step trains, and on what: (model, {split: its inputs}).
-
-    Where nothing is augmented, what the frozen blocks give is computed once: the part of `model` behind
-    them, and their activations, give the same batches and the same result without those blocks' cost.
-    Otherwise, where there is no room, or where several processes train together, all of it, on the images.
-    """
+    """What a Step trains, and on what: (model, {split: its inputs}). Where nothing is augmented, the part
+    of `model` behind the frozen blocks, on their activations, computed once: the same result at less cost.
+    Otherwise, where there is no room, or where several processes train together, all of it, on the
+    images."""
     images = {split: dataset.splits[split].images for split in ("train", "val")}
     frozen = 5 - len(step.blocks)  # a strategy unfreezes the last blocks
     boundary = f"block{frozen}_pool" if frozen else None
@@ -178,9 +153,8 @@ def trained_part(model, step, dataset, cache):
             return upper, activations
     if step.augment:
         return common.augmented_model(model), images
-    return keras.Model(
-        model.input, model.output
-    ), images  # compiled itself, `model` would save its optimizer
+    whole = keras.Model(model.input, model.output)  # compiled itself, `model` would save its optimizer
+    return whole, images
 
 
 def compile_step(model, step, updates, share):
@@ -193,8 +167,8 @@ def compile_step(model, step, updates, share):
 
 
 def synchronise(model, over_devices):
-    """Have batch normalisation take the statistics of the whole batch, over all devices of TensorFlow,
-    which would take those of each device's own part; JAX always takes the whole."""
+    """Have batch normalisation take the whole batch's statistics over all devices of TensorFlow, as JAX
+    always does."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = over_devices
@@ -202,12 +176,9 @@ def synchronise(model, over_devices):
 
 @dataclass
 class Resume:
-    """How far a run has come, and the weights to continue from.
-
-    RUN/resume/state.json is written after each epoch and each step. It names the weights files that belong
-    to it; those are written before it and removed after it, so that whatever it names is whole at any
-    moment.
-    """
+    """How far a run has come, and the weights to continue from. RUN/resume/state.json is written after each
+    epoch and each step. The weights files that it names are written before it and removed after it, so they
+    are whole at any moment."""
 
     folder: Path
     step: int = 1  # the number of the step under way
@@ -244,8 +215,8 @@ class Resume:
         return CHECKPOINT.format(epoch=rows.index(best_epoch(rows)) + 1) if rows else None
 
     def load(self, model, trained, name):
-        """Give `trained`, the network `model` or a compiled part of it, the weights `name` (self.start or
-        self.last), and `model` the random state that belongs to them; nothing where there are none yet."""
+        """Give `trained`, `model` or a compiled part of it, the weights `name` (self.start or self.last),
+        and `model` the random state that belongs to them; nothing where there are none yet."""
         if name:
             trained.load_weights(self.folder / name)
             set_random_state(model, self.random)
@@ -303,22 +274,12 @@ def print_metrics(run, metrics, study=()):
 
 
 def write_metrics(run, dataset, history):
-    """Write metrics.json, which says that the run is finished; returns its content.
-
-    The run's figures are those of the epoch that model.keras holds: the best val_accuracy of all
-    steps. Each step's own best epoch is listed with it, as the study's rows may end in any step.
-    """
-    best = best_epoch(history)
-    numbers = sorted({row["step"] for row in history})
-    metrics = {
-        "dataset": dataset.name,
-        "notice": dataset.notice,
-        **{key: best[key] for key in FIGURES},
-        "best_epoch": best["epoch"],
-        "best_step": best["step"],
-        "epochs": len(history),
-        "steps": [best_epoch([row for row in history if row["step"] == number]) for number in numbers],
-    }
+    """Write metrics.json, which says that the run is finished; returns its content: the figures of the
+    epoch that model.keras holds, and of each step's best, as the study's rows may end in any step."""
+    best, numbers = best_epoch(history), sorted({row["step"] for row in history})
+    metrics = {"dataset": dataset.name, "notice": dataset.notice, **{key: best[key] for key in FIGURES}}
+    metrics |= {"best_epoch": best["epoch"], "best_step": best["step"], "epochs": len(history)}
+    metrics["steps"] = [best_epoch([row for row in history if row["step"] == number]) for number in numbers]
     store.write_json(run / "metrics.json", metrics)
     shutil.rmtree(run / FOLDER)
     return metrics
