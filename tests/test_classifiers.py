@@ -1,13 +1,12 @@
 """Forests and linear classifiers: classifiers.py, random_forest.py."""
 
-import csv
 import json
 import shutil
-import zipfile
 
 import numpy as np
 import pytest
 import skops.io
+from conftest import only_run, read_rows
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -28,11 +27,6 @@ def features(workdir, stored_features):
     folder = workdir / "features" / stored_features.name
     shutil.copytree(stored_features, folder)
     return folder
-
-
-def only_run(workdir):
-    (run,) = (workdir / "runs").glob("[!.]*")
-    return run
 
 
 def test_embedding_equals_numpys_with_the_training_statistics():
@@ -86,8 +80,7 @@ def test_a_run_leaves_its_record(tiny, workdir, features, script, capsys):
     assert metrics["val_accuracy"] == pytest.approx(alone.score(x_val, y_val))
     assert metrics["accuracy"] == pytest.approx(alone.score(x, y))
     assert (metrics["n_estimators"], metrics["min_samples_leaf"], metrics["n_features"]) == (12, 2, 12416)
-    with open(run / "confusion_val.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(run / "confusion_val.csv")
     counts = np.array([[int(row[label]) for label in dataset.labels] for row in rows])
     assert np.trace(counts) / counts.sum() == pytest.approx(metrics["val_accuracy"])
     assert (run / "confusion_val.png").read_bytes().startswith(b"\x89PNG")
@@ -150,12 +143,6 @@ def test_the_linear_classifier_takes_the_best_c_on_validation(
     np.testing.assert_array_equal(resumed[-1].coef_, pipeline[-1].coef_)
 
 
-def test_the_same_command_gives_the_same_metrics_to_the_byte(tiny, workdir, features, script):
-    for out in ("a", "b"):
-        script("random_forest", "--data", tiny, "--trees", "5", "--out", out)
-    assert (workdir / "a" / "metrics.json").read_bytes() == (workdir / "b" / "metrics.json").read_bytes()
-
-
 def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     tiny, workdir, features, script, monkeypatch
 ):
@@ -167,8 +154,7 @@ def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     script("random_forest", "--data", tiny, "--grid")
     assert opened == ["train", "val"]
     run = only_run(workdir)
-    with open(run / "forests.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(run / "forests.csv")
     settings = {(r["layers"], r["discretize"], r["min_samples_leaf"], r["n_estimators"]) for r in rows}
     assert len(rows) == len(settings) == 3 * 2 * 3 * 3
     assert {r["n_features"] for r in rows} == {"12416", "1472", "512"}
@@ -182,14 +168,6 @@ def forest():
     x, y = rng.normal(size=(60, 5)).astype("float32"), rng.integers(0, 3, 60)
     forest = RandomForestClassifier(3, random_state=0)
     return make_pipeline(StandardScaler(), FunctionTransformer(discretize), forest).fit(x, y), x
-
-
-def test_a_forest_is_stored_without_pickle_and_loads_as_it_was(forest, tmp_path):
-    pipeline, x = forest
-    (tmp_path / "a.skops").write_bytes(skops.io.dumps(pipeline))
-    loaded = load_pipeline(tmp_path / "a.skops")
-    np.testing.assert_array_equal(loaded.predict_proba(x), pipeline.predict_proba(x))
-    assert not any(name.endswith(".pkl") for name in zipfile.ZipFile(tmp_path / "a.skops").namelist())
 
 
 def test_a_damaged_forest_is_refused(forest, tmp_path):
@@ -215,15 +193,6 @@ def test_features_without_a_layer_or_folder_are_named(tiny, workdir, features, s
     with pytest.raises(BadInput, match="nowhere"):
         script("random_forest", "--data", tiny, "--features", "nowhere")
     assert not (workdir / "runs").exists()
-
-
-def test_a_flag_narrows_the_grid(tiny, workdir, features, script, monkeypatch):
-    monkeypatch.setattr("transfer.classifiers.save_confusion", lambda *_: None)
-    flags = ("--grid", "--trees", "5", "--layers", "last", "--no-discretize")
-    script("random_forest", "--data", tiny, *flags)
-    rows = json.loads((only_run(workdir) / "metrics.json").read_text())["forests"]
-    found = {(r["layers"], r["discretize"], r["min_samples_leaf"], r["n_estimators"]) for r in rows}
-    assert found == {("last", False, leaf, 5) for leaf in (2, 7, 20)}
 
 
 @pytest.mark.parametrize(

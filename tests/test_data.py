@@ -1,12 +1,11 @@
 """MAMe's metadata, and folders of one's own pictures: data.py."""
 
-import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
-from conftest import COUNTS, MEDIUMS, supports, write_csv
+from conftest import COUNTS, MEDIUMS, read_rows, supports, write_csv
 from PIL import Image
 
 from transfer.data import load_dataset
@@ -72,14 +71,6 @@ def test_metadata_in_subfolder_with_bom_and_windows_line_ends(own_tiny):
     moved = load_dataset(root)
     assert moved.labels == plain.labels
     assert moved.fingerprint == plain.fingerprint
-
-
-def test_fingerprint_follows_labels_and_files(own_tiny):
-    root, rows = own_tiny
-    before = load_dataset(root).fingerprint
-    file, medium, museum, split = rows[0]
-    write_csv(root, [(file, "Woodcut", museum, split), *rows[1:]])
-    assert load_dataset(root).fingerprint != before
 
 
 @pytest.mark.parametrize(
@@ -164,8 +155,7 @@ def test_classes_are_split_one_by_one_and_recorded(classes, capsys):
     out = capsys.readouterr().out
     assert "Split 30 pictures class by class with seed 5" in out
     assert "3 .txt" in out
-    with open(classes / "split.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(classes / "split.csv")
     assert {row["seed"] for row in rows} == {"5"}
     for split, files in files_of(dataset).items():
         assert files == sorted(row["file"] for row in rows if row["split"] == split)
@@ -259,25 +249,6 @@ def test_a_picture_that_is_gone_is_named(classes, tmp_path):
     (classes / gone).unlink()
     with pytest.raises(BadInput, match=gone):
         load_images(load_dataset(classes), ("val",), 32, tmp_path / "cache")
-
-
-def test_from_a_folder_of_photographs_to_a_confusion_matrix(classes, workdir, narrow, script, capsys):
-    """The README's path, on a folder that cannot say anything of MAMe."""
-    flags = ("--data", classes, "--image-size", "32", "--weights", "none", "--layers", "block3_conv3")
-    flags += ("--classifier", "linear")
-    script("random_forest", *flags)
-    run = "runs/walls-linear-none-block3_conv3"
-    script("test_model", "--run", run)
-    out = capsys.readouterr().out
-    assert "The study's rows" not in out
-    assert "museum" not in out
-    assert "MAMe" not in out.split("Fitted", 1)[1].split("Runs")[0]
-    assert "MAMe" not in out.split("Testing")[1]
-    metrics = json.loads((workdir / run / "test" / "metrics.json").read_text())
-    assert list(metrics["classes"]) == CLASSES
-    assert metrics["images"] == 6
-    assert metrics["museums"] == {}
-    assert (workdir / run / "test" / "confusion_matrix.png").exists()
 
 
 @pytest.mark.parametrize(

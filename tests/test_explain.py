@@ -1,9 +1,8 @@
 """Why a run says what it says: explain.py."""
 
-import csv
-
 import numpy as np
 import pytest
+from conftest import read_rows
 from PIL import Image
 
 from common import build_model
@@ -89,8 +88,7 @@ def test_the_gallery_shows_the_most_confident_mistakes(tiny, in_runs, script, mo
     monkeypatch.setattr(plots, "plot_gallery", lambda *given: galleries.append(given) or draw(*given))
     script("test_model", "--run", NETWORK, "--data", tiny, "--explain")
     folder = in_runs / NETWORK / "test"
-    with open(folder / "predictions.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["true"] != row["predicted_1"]]
+    rows = [row for row in read_rows(folder / "predictions.csv") if row["true"] != row["predicted_1"]]
     (_, mistakes, _, notice), *_ = galleries
     assert notice == "TINY DATASET of the tests."
     assert {path.name for path, *_ in mistakes} == {row["file"] for row in rows}

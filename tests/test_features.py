@@ -1,13 +1,12 @@
 """What is extracted and stored of the features: features.py, extract_features.py."""
 
-import csv
 import json
 import shutil
 
 import keras
 import numpy as np
 import pytest
-from conftest import write_csv
+from conftest import only_run, read_rows, write_csv
 
 import common
 from transfer import network
@@ -31,8 +30,7 @@ def test_stored_features_are_those_of_the_network_row_by_row(tiny, folder):
     features = np.load(folder / "val.npy", allow_pickle=False)
     assert features.dtype == np.float32
     assert features.shape == (len(dataset.splits["val"].files), 12416)
-    with open(folder / "val.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(folder / "val.csv")
     assert [row["file"] for row in rows] == dataset.splits["val"].files.tolist()
     assert [int(row["label"]) for row in rows] == dataset.splits["val"].labels.tolist()
     assert [row["medium"] for row in rows] == [dataset.labels[int(row["label"])] for row in rows]
@@ -110,14 +108,6 @@ def test_damaged_features_are_refused(tiny, folder, damage):
         load_features(folder, load_dataset(tiny), "val", "all")
 
 
-def test_a_fine_tuned_heads_layers(tiny, workdir, narrow, script):
-    script("finetune", "--data", tiny, "--epochs", "1", "--out", "tuned")
-    script("extract_features", "--data", tiny, "--weights", "tuned", "--splits", "val")
-    script("extract_features", "--data", tiny, "--weights", "tuned", "--splits", "val", "--layers", "conv")
-    shapes = sorted(np.load(path).shape[1] for path in (workdir / "features").glob("*/val.npy"))
-    assert shapes == [4224 // 8, 4224 // 8 + 3 * 256]
-
-
 def test_an_unknown_layer_or_split_is_named(tiny, workdir, script):
     with pytest.raises(BadInput, match="block9"):
         script("extract_features", "--data", tiny, "--layers", "block9")
@@ -190,7 +180,7 @@ def test_images_left_out_are_listed(own_tiny, workdir, narrow, script):
     script("extract_features", *flags, "--splits", "val", "--out", "stored")
     assert json.loads((workdir / "stored" / "features.json").read_text())["skipped_images"] == bad
     script("random_forest", *flags, "--trees", "2", "--features", "stored")
-    (run,) = (workdir / "runs").glob("[!.]*")
+    run = only_run(workdir)
     assert json.loads((run / "config.json").read_text())["features"]["skipped_images"] == bad
 
 

@@ -12,7 +12,7 @@ from conftest import COUNTS, supports
 
 import get_data
 from transfer.data import load_dataset
-from transfer.demo import MEDIUMS, demo_rows, draw_image
+from transfer.demo import MEDIUMS, draw_image
 from transfer.screen import BadInput
 
 
@@ -100,18 +100,6 @@ def test_demo_has_mames_layout_and_says_what_it_is(tmp_path, script, capsys):
     assert "Woven fabric ," in (root / "MAMe_dataset.csv").read_text()
     with pytest.raises(BadInput, match="there already"):
         script("get_data", "demo", "--data", root)
-
-
-def test_the_full_demo_test_split_is_not_balanced():
-    rows = demo_rows(24)
-    counts = {}
-    for _, medium, _, split in rows:
-        counts[medium, split] = counts.get((medium, split), 0) + 1
-    test = {count for (_, split), count in counts.items() if split == "test"}
-    val = {count for (_, split), count in counts.items() if split == "val"}
-    assert len(test) > 5
-    assert len(val) == 1
-    assert len({file for file, *_ in rows}) == len(rows)
 
 
 @pytest.mark.parametrize("medium", sorted(MEDIUMS))

@@ -3,8 +3,6 @@
 import csv
 import importlib
 import json
-import os
-import random
 import shutil
 import signal
 import subprocess
@@ -15,13 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, call_script, narrow_vgg16
+from conftest import ROOT, call_script, narrow_vgg16, only_run
 
 import common
 import random_forest
-from transfer import images, network
-from transfer.data import load_dataset
-from transfer.images import load_images
+from transfer import network
 from transfer.screen import BadInput
 from transfer.study import UNFREEZE
 
@@ -92,7 +88,7 @@ def uninterrupted(tiny, tmp_path_factory):
         patch.chdir(folder)
         patch.setitem(UNFREEZE, "none", STEPS)
         call_script("finetune", "--data", tiny, *RUN)
-    (run,) = (folder / "runs").glob("[!.]*")
+    run = only_run(folder)
     return run
 
 
@@ -108,7 +104,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
             script("finetune", "--data", tiny, *RUN)
     assert not list(workdir.glob("runs/*/metrics.json"))
     script("finetune", "--data", tiny, *RUN)
-    (run,) = (workdir / "runs").glob("[!.]*")
+    run = only_run(workdir)
     assert_same(outcome(run), outcome(uninterrupted))
     assert not (run / "resume").exists()
 
@@ -157,22 +153,6 @@ def test_what_is_never_resumed(tiny, workdir, monkeypatch, script):
         script("finetune", *flags, "--out", "cut")
 
 
-def test_a_run_that_an_earlier_version_began_is_refused_or_passed_over(tiny, workdir, monkeypatch, script):
-    flags = ("--data", tiny, "--head", "i", "--epochs", "1")
-    with monkeypatch.context() as patch:
-        unplug_at(patch, "write_json", 1)
-        with pytest.raises(Unplugged):
-            script("finetune", *flags, "--out", "runs/tiny-finetune-i-none")
-    config = workdir / "runs" / "tiny-finetune-i-none" / "config.json"
-    content = json.loads(config.read_text())
-    del content["format"]
-    config.write_text(json.dumps(content))
-    with pytest.raises(BadInput, match="another version of these scripts began; delete it"):
-        script("finetune", *flags, "--out", "runs/tiny-finetune-i-none")
-    script("finetune", *flags)
-    assert (workdir / "runs" / "tiny-finetune-i-none-2" / "metrics.json").exists()
-
-
 def test_weights_that_changed_since_are_never_resumed_with(tiny, workdir, monkeypatch, script):
     def write_base(seed):
         model = common.build_model(32, 4, "gap")
@@ -200,40 +180,6 @@ def test_a_run_that_another_process_writes_is_left_alone(tiny, workdir, script):
         with pytest.raises(BadInput, match="another process"):
             script("finetune", "--data", tiny, "--head", "i", "--epochs", "1", "--out", f"runs/{name}")
     assert [path.name for path in (workdir / "runs").glob("[!.]*")] == [f"{name}-2"]
-
-
-@pytest.mark.slow
-def test_killed_for_real(tiny, tmp_path):
-    """SIGKILL before changes to files drawn at random; benchmarks/interrupts.py does it many times."""
-    command = [
-        str(ROOT / "finetune.py"),
-        "--data",
-        str(tiny),
-        "--head",
-        "i",
-        "--final-augment",
-        "--epochs",
-        "1",
-    ]
-
-    def run(folder, stop):
-        folder.mkdir(exist_ok=True)
-        done = subprocess.run(
-            [sys.executable, str(KILLED), str(stop), *command], cwd=folder, capture_output=True, text=True
-        )
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr
-        return done
-
-    changes = int(run(tmp_path / "whole", 0).stdout.split("changes: ")[1])
-    assert changes > 20
-    draw = random.Random(int(os.environ.get("KILL_SEED", "3")))
-    for stop in sorted(draw.sample(range(2, changes // 2), 2)):
-        assert run(tmp_path / "cut", stop).returncode == -signal.SIGKILL
-        for path in (tmp_path / "cut").rglob("model.keras"):
-            assert zipfile.ZipFile(path).testzip() is None
-    assert run(tmp_path / "cut", 0).returncode == 0
-    (cut,), (whole,) = ((tmp_path / name / "runs").glob("[!.]*") for name in ("cut", "whole"))
-    assert_same(outcome(cut), outcome(whole))
 
 
 def test_extraction_resumes_at_its_last_batch(tiny, workdir, script, monkeypatch):
@@ -277,28 +223,10 @@ def test_a_grid_goes_on_at_its_last_forest(tiny, workdir, stored_features, scrip
     script("random_forest", "--data", tiny, "--grid")
     assert len(fitted) == len(settings) + len(stops)  # each interrupted forest was fitted twice
     assert list(dict.fromkeys(fitted)) == settings
-    (run,) = (workdir / "runs").glob("[!.]*")
+    run = only_run(workdir)
     for name in ("metrics.json", "forests.csv"):
         assert (run / name).read_bytes() == (workdir / "whole" / name).read_bytes()
     assert zipfile.ZipFile(run / "pipeline.skops").testzip() is None
-
-
-def test_unreadable_images_are_remembered_over_an_interruption(own_tiny, tmp_path, monkeypatch):
-    root, _ = own_tiny
-    (root / "data_256" / "train.1.1.jpg").write_bytes(b"")
-    monkeypatch.setattr("transfer.images.DECODE_BLOCK", 4)
-    dataset = load_dataset(root)
-    expected = load_images(dataset, ("train",), 32, tmp_path / "whole", skip_unreadable=True)
-    with monkeypatch.context() as patch:
-        write = images.write_json
-        patch.setattr(images, "write_json", lambda *given: (write(*given), interrupt()))
-        with pytest.raises(Unplugged):
-            load_images(dataset, ("train",), 32, tmp_path / "cut", skip_unreadable=True)
-    found = load_images(dataset, ("train",), 32, tmp_path / "cut", skip_unreadable=True)
-    assert found.skipped == expected.skipped == ["train.1.1.jpg"]
-    everything = np.arange(len(expected.splits["train"].files))
-    ours, theirs = (loaded.splits["train"].images[everything] for loaded in (found, expected))
-    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow

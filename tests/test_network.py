@@ -1,6 +1,5 @@
 """Weights in and out, precision, devices and processes: network.py."""
 
-import csv
 import os
 import socket
 import subprocess
@@ -12,7 +11,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, read_rows
 
 import common
 from transfer import network
@@ -88,15 +87,6 @@ def test_imagenet_weights_come_from_keras_applications(monkeypatch, tmp_path):
     )
 
 
-def test_a_failed_download_names_what_helps(monkeypatch):
-    def get_file(*_, **__):
-        raise Exception("URL fetch failure")
-
-    monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
-    with pytest.raises(BadInput, match="--weights PATH"):
-        network.load_weights(common.build_model(32, 4, "gap"), "imagenet", seed=0)
-
-
 def test_a_mismatch_is_refused_by_layer_and_shape(pretrained, tmp_path):
     model = common.build_model(32, 4, "gap")
     before = model.get_layer("block1_conv1").get_weights()[0]
@@ -157,11 +147,6 @@ def finish(*processes):
     return [output for output, _ in outputs]
 
 
-def read_history(run):
-    with open(run / "history.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def assert_same(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected):
@@ -195,20 +180,6 @@ def test_what_does_not_fit_is_named(tiny, workdir, script, monkeypatch):
     assert not (workdir / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("found", "share", "line"),
-    [
-        ([], common.Share(), "CPU, 3 threads (jax)"),
-        (["NVIDIA H200"], common.Share(), "NVIDIA H200, 1 GPU (jax)"),
-        (["NVIDIA H200"] * 4, common.Share(2), "NVIDIA H200, 2 of 4 GPUs; each batch is shared"),
-    ],
-)
-def test_what_it_computes_on_is_said(monkeypatch, found, share, line):
-    monkeypatch.setattr(network, "accelerators", lambda backend: found)
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
-    assert network.describe_devices("jax", share).startswith(line)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS)
 def test_two_devices_train_as_one_does(tiny, tmp_path, name):
@@ -217,7 +188,7 @@ def test_two_devices_train_as_one_does(tiny, tmp_path, name):
     finish(start(tmp_path, name, *command, "--out", "one"))
     (output,) = finish(start(tmp_path, name, *command, "--out", "two", "--devices", "2"))
     assert "shared out among 2 devices" in output
-    assert_same(read_history(tmp_path / "two"), read_history(tmp_path / "one"))
+    assert_same(read_rows(tmp_path / "two" / "history.csv"), read_rows(tmp_path / "one" / "history.csv"))
 
 
 @pytest.mark.slow
@@ -228,8 +199,10 @@ def test_two_processes_train_as_one_does_and_resume(tiny, tmp_path):
     finish(start(tmp_path, "jax", *command, "one"))
     first, second = finish(*start_two(tmp_path, *command, "two"))
     assert "of 2 processes" in first and "process 0 records this run" in second
-    whole = read_history(tmp_path / "two")
-    assert_same(whole[:1], read_history(tmp_path / "one")[:1])  # later epochs amplify the order of sums
+    whole = read_rows(tmp_path / "two" / "history.csv")
+    assert_same(
+        whole[:1], read_rows(tmp_path / "one" / "history.csv")[:1]
+    )  # later epochs amplify the order of sums
     names = [sorted(path.name for path in (tmp_path / run).iterdir()) for run in ("one", "two")]
     assert names[0] == names[1]
     processes, limit = start_two(tmp_path, *command, "killed"), time.monotonic() + 200
@@ -241,7 +214,7 @@ def test_two_processes_train_as_one_does_and_resume(tiny, tmp_path):
         process.communicate()
     if (tmp_path / "killed" / "resume").exists():
         finish(*start_two(tmp_path, *command, "killed"))
-    assert read_history(tmp_path / "killed") == whole
+    assert read_rows(tmp_path / "killed" / "history.csv") == whole
 
 
 @pytest.mark.slow
@@ -257,15 +230,3 @@ def test_batch_normalisation_sees_the_whole_batch_on_several_devices(tiny, tmp_p
         averages.append(layer.get_weights()[2:])
     for one, two in zip(*averages):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BACKENDS)
-def test_features_are_the_same_on_several_devices(tiny, tmp_path, name):
-    found = []
-    for number in ("1", "4"):  # 22 pictures: the last batch is filled up
-        flags = ("--data", tiny, "--layers", "last", "--splits", "test", "--out", number)
-        finish(start(tmp_path, name, "extract_features", *flags, "--devices", number))
-        found.append(np.load(tmp_path / number / "test.npy"))
-    assert found[0].shape == (22, 1472)
-    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-4)

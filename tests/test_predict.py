@@ -1,12 +1,10 @@
 """What a run says of any pictures: predict.py, test_model.py --predict."""
 
-import csv
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-from conftest import MEDIUMS
+from conftest import MEDIUMS, read_rows
 from PIL import Image
 
 from transfer import predict
@@ -27,10 +25,11 @@ def test_predictions_are_those_of_the_test_split(tiny, in_runs, script, capsys, 
     script("test_model", "--run", run, "--predict", tiny / "data_256", "--batch-size", "5")
     out = capsys.readouterr().out
     assert "and 46 more in predictions.csv" in out  # of 66 pictures 20 are shown
-    with open(in_runs / run / "test" / "predictions.csv", newline="") as file:
-        expected = {row["file"]: row for row in csv.DictReader(file)}
-    with open(in_runs / run / "predicted" / "predictions.csv", newline="") as file:
-        rows = {row["file"].rsplit("/")[-1]: row for row in csv.DictReader(file)}
+    expected = {row["file"]: row for row in read_rows(in_runs / run / "test" / "predictions.csv")}
+    rows = {
+        row["file"].rsplit("/")[-1]: row
+        for row in read_rows(in_runs / run / "predicted" / "predictions.csv")
+    }
     lines = read_lines(in_runs / run / "predicted" / "predictions.jsonl")
     assert len(rows) == len(lines) == 66
     for name, row in expected.items():
@@ -96,17 +95,3 @@ def test_folders_are_searched_and_files_named_once(tiny, tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["deep/two.JPG", "one.jpeg", "read.me"]
     assert load_dataset(tiny).labels == MEDIUMS
-
-
-@pytest.mark.parametrize("columns", [60, 100, 300])
-def test_the_table_of_predictions_fits_the_terminal(monkeypatch, capsys, columns):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    name = "a very long name of a photograph, as museums give them, number 12345.jpg"
-    ranked = [(f"a class of number {n}", 0.2) for n in range(5)]
-    predict.print_predictions({Path("somewhere") / name: ranked, Path("b.jpg"): ranked}, {})
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= max(columns, 70)
-    assert "number 12345.jpg" in lines[1]
-    assert "somewhere" not in lines[1]
-    assert ("number 4" in lines[1]) == (columns == 300)
-    assert "number 0" in lines[1]

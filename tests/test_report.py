@@ -1,13 +1,12 @@
 """The report on the test split, and the comparison of two runs: report.py, test_model.py."""
 
-import csv
 import json
 import re
 from math import comb, sqrt
 
 import numpy as np
 import pytest
-from conftest import COUNTS, MEDIUMS, write_csv
+from conftest import COUNTS, MEDIUMS, read_rows, write_csv
 from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
 from transfer import report
@@ -18,11 +17,6 @@ from transfer.screen import BadInput
 RUNS = ("runs/tiny-forest-none-all-trees12-leaf2", "runs/tiny-finetune-i-none")
 
 
-def read_predictions(folder):
-    with open(folder / "predictions.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.parametrize("kind", ["forest-none-all-trees12-leaf2", "finetune-i-none"])
 def test_figures_are_scikit_learns_and_tied_to_files(tiny, in_runs, script, capsys, kind):
     run = f"runs/tiny-{kind}"
@@ -30,7 +24,7 @@ def test_figures_are_scikit_learns_and_tied_to_files(tiny, in_runs, script, caps
     out = capsys.readouterr().out
     assert out.count("TINY DATASET of the tests.") == 2
     metrics = json.loads((in_runs / run / "test" / "metrics.json").read_text())
-    rows = read_predictions(in_runs / run / "test")
+    rows = read_rows(in_runs / run / "test" / "predictions.csv")
     assert metrics["images"] == len(rows) == len(MEDIUMS) * COUNTS["test"] + 2
     for row in rows:  # the class is in the file's name
         assert row["file"].split(".")[:2] == ["test", str(MEDIUMS.index(row["true"]))]
@@ -67,7 +61,7 @@ def test_network_predictions_are_the_models_own_for_each_file(tiny, in_runs, scr
     dataset = load_images(load_dataset(tiny), ("test",), 32, "none")
     images = dataset.splits["test"].images[np.arange(22)]
     expected = dict(zip(dataset.splits["test"].files, np.asarray(model.predict_on_batch(images))))
-    for row in read_predictions(run / "test"):
+    for row in read_rows(run / "test" / "predictions.csv"):
         probabilities = expected[row["file"]]
         assert row["predicted_1"] == MEDIUMS[probabilities.argmax()]
         assert float(row["probability_1"]) == pytest.approx(probabilities.max(), abs=1e-4)
@@ -154,10 +148,6 @@ def test_wilsons_interval_is_his_formula(right, count):
     assert report.wilson(right / count, count) == pytest.approx((middle - half, middle + half), abs=1e-12)
 
 
-def test_nothing_is_known_of_no_image():
-    assert report.wilson(0, 0) == (0, 1)
-
-
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 1), (0, 7), (12, 3)])
 def test_mcnemar_is_the_sum_of_the_binomial_tail(first, second):
     right = np.array([True] * first + [False] * second + [True, False] * 5)
@@ -173,12 +163,15 @@ def test_two_runs_are_compared_on_the_same_images(tiny, in_runs, script, capsys)
     out = capsys.readouterr().out
     answers = []
     for run in RUNS:
-        with open(in_runs / run / "test" / "predictions.csv", newline="") as file:
-            answers.append([row["true"] == row["predicted_1"] for row in csv.DictReader(file)])
+        answers.append(
+            [
+                row["true"] == row["predicted_1"]
+                for row in read_rows(in_runs / run / "test" / "predictions.csv")
+            ]
+        )
     one, two = map(np.array, answers)
     path = in_runs / RUNS[0] / "test" / "compared-with-tiny-finetune-i-none.csv"
-    with open(path, newline="") as file:
-        total, *classes = csv.DictReader(file)
+    total, *classes = read_rows(path)
     assert (int(total["images"]), total["class"], len(classes)) == (22, "all", 4)
     assert int(total["first_alone"]) == np.sum(one & ~two)
     assert int(total["second_alone"]) == np.sum(two & ~one)

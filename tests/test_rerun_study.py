@@ -1,11 +1,11 @@
 """rerun_study.py: every row of the study from one command."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from conftest import read_rows
 
 import rerun_study
 from transfer.screen import BadInput
@@ -34,8 +34,7 @@ def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, ca
     script(*command)
     names = ["finetune.py"] * 4 + ["random_forest.py"] * 4 + ["finetune.py"] + ["test_model.py"] * 2
     assert [name for name, _ in called] == names
-    with open(workdir / NAME / "rows.csv", newline="") as file:
-        rows = {row["row"]: row for row in csv.DictReader(file)}
+    rows = {row["row"]: row for row in read_rows(workdir / NAME / "rows.csv")}
     assert set(rows) == {*VAL_ACCURACY, *rerun_study.TITLES.values()}
     folder = workdir / NAME / "seed-0"
 

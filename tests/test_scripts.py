@@ -1,8 +1,6 @@
 """The scripts as a user calls them: processes of their own."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -26,18 +24,6 @@ def run(*command, cwd):
     )
 
 
-def test_there_are_seven_scripts():
-    assert SCRIPTS == [
-        "extract_features.py",
-        "finetune.py",
-        "get_data.py",
-        "random_forest.py",
-        "rerun_study.py",
-        "test_model.py",
-        "train_pretrained.py",
-    ]
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_imports_nothing_heavy(script, tmp_path):
     start = time.perf_counter()
@@ -54,32 +40,6 @@ def test_help_imports_nothing_heavy(script, tmp_path):
         [sys.executable, "-c", code, str(ROOT / script)], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.stdout.endswith("[]\n"), done.stderr
-
-
-@pytest.mark.slow
-def test_commands_in_a_row_on_a_dataset(tiny, tmp_path):
-    for command in (
-        ("random_forest.py", "--leaf", "2", "--trees", "50"),
-        ("finetune.py", "--head", "iii", "--epochs", "1"),
-        ("test_model.py",),
-    ):
-        done = run(*command, "--data", tiny, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert "TINY DATASET of the tests." in done.stdout
-        assert "Next: " in done.stdout
-        assert "oneDNN" not in done.stderr  # no wall of TensorFlow's logs
-    reports = list((tmp_path / "runs").glob("*/test/metrics.json"))
-    assert len(reports) == 1
-    assert json.loads(reports[0].read_text())["images"] == 22
-
-
-@pytest.mark.slow
-def test_where_mame_is_absent_the_demo_is_drawn_and_said(tmp_path):
-    done = run("test_model.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "There is no MAMe in data/mame" in done.stdout
-    assert "DEMO DATASET" in done.stdout
-    assert (tmp_path / "data" / "demo" / "MAMe_dataset.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -105,13 +65,3 @@ def test_bad_input_is_one_sentence_and_status_2(command, tmp_path):
     assert "Traceback" not in done.stderr
     assert "error: " in done.stderr.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_file_where_a_folder_is_needed_is_named(tiny, tmp_path, stored_features):
-    shutil.copytree(stored_features, tmp_path / "features" / stored_features.name)
-    (tmp_path / "runs").write_text("a file")
-    done = run("random_forest.py", "--data", tiny, "--trees", "2", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "runs" in done.stderr
-    assert (tmp_path / "runs").read_text() == "a file"

@@ -1,7 +1,5 @@
 """Arrays that grow on disk: store.py."""
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -48,24 +46,3 @@ def test_a_part_of_another_shape_is_begun_anew(tmp_path):
     file = ArrayFile(tmp_path / "a.npy", (6, 2), "float64", "test")
     found = make_array(file, lambda starts: (whole[start : start + 4] for start in starts), 4)
     np.testing.assert_array_equal(found, whole)
-
-
-def test_two_at_once_make_an_array_once(tmp_path):
-    asked = []
-
-    def produce(starts):
-        for start in starts:
-            asked.append(start)
-            yield np.full((1, 1000), start, "float32")
-
-    def make(found):
-        found.append(make_array(ArrayFile(tmp_path / "a.npy", (50, 1000), "float32", "test"), produce, 1))
-
-    found = []
-    threads = [threading.Thread(target=make, args=(found,)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert asked == list(range(50))
-    np.testing.assert_array_equal(*found)

@@ -1,6 +1,5 @@
 """Training in steps, and the scripts that do it: train.py, finetune.py, train_pretrained.py."""
 
-import csv
 import dataclasses
 import json
 import re
@@ -8,7 +7,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import narrow_vgg16
+from conftest import narrow_vgg16, only_run, read_rows
 
 import common
 import finetune
@@ -20,16 +19,6 @@ from transfer.study import UNFREEZE
 from transfer.train import Resume, Step, fine_tuning_rows, new_optimizer, plan_steps, train_step
 
 FAST = ("--epochs", "1", "--fine-tune-epochs", "1")
-
-
-def only_run(folder):
-    (run,) = (folder / "runs").glob("[!.]*")
-    return run
-
-
-def read_history(run):
-    with open(run / "history.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def make(tiny, cache, head="iii", seed=0):
@@ -173,25 +162,6 @@ def test_a_log_file_gets_a_line_now_and_then_within_an_epoch(tiny, tmp_path, nar
     assert re.search(r"^epoch 1: 16 of 32 images, .*images/s, .* left$", errors, re.MULTILINE)
 
 
-def test_no_callback_makes_keras_wait_for_the_loss_of_each_batch(tiny, tmp_path, narrow, monkeypatch):
-    fit, given = keras.Model.fit, []
-
-    def look(model, *args, callbacks, **settings):
-        given.extend(callbacks)
-        return fit(model, *args, callbacks=callbacks, **settings)
-
-    monkeypatch.setattr(keras.Model, "fit", look)
-    model, dataset = make(tiny, tmp_path, head="gap")
-    train(model, step(), dataset, tmp_path / "run")
-    looking = [
-        callback
-        for callback in given
-        if type(callback).on_train_batch_end is not keras.callbacks.Callback.on_train_batch_end
-    ]
-    assert {type(callback).__name__ for callback in looking} == {"ModelCheckpoint", "ProgressLines"}
-    assert all(callback.async_safe for callback in looking)
-
-
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("settings", [{}, {"blocks": ("block5",), "augment": True}])
 def test_several_steps_at_once_train_the_same(tiny, tmp_path, monkeypatch, capsys, settings):
@@ -228,7 +198,7 @@ def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys, monkeypa
     assert run.name == "tiny-finetune-iii-stepped-final-augment"
     files = {path.name for path in run.iterdir()}
     assert files == {"config.json", "history.csv", "metrics.json", "curves.png", "model.keras"}
-    history = read_history(run)
+    history = read_rows(run / "history.csv")
     names = [name for name, _ in UNFREEZE["stepped"]]
     assert [row["trained"] for row in history] == [*names, "all, augmented"]
     assert [row["augmented"] for row in history] == ["False"] * 3 + ["True"]
@@ -294,31 +264,10 @@ def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(tiny, workdir,
     assert 0 < np.linalg.norm(one - two) / np.linalg.norm(two) < 0.02
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--weights", "nowhere.h5"), "nowhere.h5"),
-        (("--weights", "nowhere"), "nowhere"),
-        (("--image-size", "16"), "at least 32"),
-    ],
-)
-def test_bad_flags_end_before_a_run_begins(tiny, workdir, narrow, script, flags, message):
-    with pytest.raises(BadInput, match=message):
-        script("finetune", "--data", tiny, *flags)
-    assert not (workdir / "runs").exists()
-
-
 def test_the_studys_recipe_is_what_the_flags_were_before():
     args = vars(finetune.parse_args([]))
-    for key, value in {
-        "recipe": "study",
-        "head": "iii",
-        "unfreeze": "none",
-        "augment": False,
-        "optimizer": "adam",
-        "schedule": "constant",
-    }.items():
-        assert args[key] == value, key
+    keys = ("recipe", "head", "unfreeze", "augment", "optimizer", "schedule")
+    assert [args[key] for key in keys] == ["study", "iii", "none", False, "adam", "constant"]
     assert len(fine_tuning_rows(args)) == 2
 
 
