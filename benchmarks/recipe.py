@@ -3,10 +3,10 @@
     python benchmarks/vgg16_imagenet.py
     python benchmarks/recipe.py --data ../shared/real/trashnet ../shared/real/caltech101
 
-Every row is one command of finetune.py with as many epochs as every other one, from the same start, and its
-accuracy on the test split, of the epoch with the best validation accuracy. The strong recipe comes first,
-then the same with one ingredient changed, then the study's best strategy. Differences are to the same seed
-of the strong recipe, in points, with their standard error. Interrupted, the same command goes on.
+Every row is one command of finetune.py from the same start, and its accuracy on the test split, of the
+epoch with the best validation accuracy. The strong recipe comes first, then the same with one ingredient
+changed, then the study's best strategy. Differences are to the same seed of the strong recipe, in points,
+with their standard error and the p of a paired t-test. Interrupted, the same command resumes.
 """
 
 import argparse
@@ -16,21 +16,20 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from measure import ROOT, describe_machine
+from scipy.stats import ttest_rel
 
 from transfer.store import read_json  # noqa: E402
 
-COMPUTED = ("--image-size", "64", "--precision", "bfloat16")
-RATES = ("--learning-rate", "1e-3", "--fine-tune-learning-rate", "3e-5")
 ROWS = {
-    "strong": "--recipe strong --fine-tune-epochs 6",
-    "head-iii": "--recipe strong --head iii --fine-tune-epochs 6",
-    "constant": "--recipe strong --schedule constant --fine-tune-epochs 6",
-    "augmented": "--recipe strong --augment --fine-tune-epochs 6",
-    "adamw": "--recipe strong --optimizer adamw --fine-tune-epochs 6",
-    "rate-1e-4": "--recipe strong --fine-tune-epochs 6 --fine-tune-learning-rate 1e-4",
-    "rate-1e-5": "--recipe strong --fine-tune-epochs 6 --fine-tune-learning-rate 1e-5",
-    "longer": "--recipe strong --fine-tune-epochs 12",
-    "study": "--recipe study --unfreeze stepped --fine-tune-epochs 3",
+    "strong": "--recipe strong",
+    "augmented": "--recipe strong --augment",
+    "rate-1e-4": "--recipe strong --fine-tune-learning-rate 1e-4",
+    "rate-1e-5": "--recipe strong --fine-tune-learning-rate 1e-5",
+    "shorter": "--recipe strong --fine-tune-epochs 6",
+    "head-iii": "--recipe strong --head iii",
+    "constant": "--recipe strong --schedule constant",
+    "adamw": "--recipe strong --optimizer adamw",
+    "study": "--head iii --unfreeze stepped",
 }
 
 
@@ -63,6 +62,7 @@ def main():
     )
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
     parser.add_argument("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
+    parser.add_argument("--image-size", type=int, default=224, help="default: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="default: %(default)s")
@@ -72,16 +72,19 @@ def main():
     for data in args.data:
         name = Path(data).name
         for seed in args.seeds:
-            shared = ("--data", data, "--weights", args.weights, "--seed", seed, "--epochs", 10)
+            shared = ("--data", data, "--weights", args.weights, "--seed", seed)
+            shared += ("--image-size", args.image_size, "--precision", "bfloat16")
             for row in args.rows:
                 run = args.out / f"{name}-{row}-seed-{seed}"
-                found = test_accuracy(run, *command(row, (*shared, *COMPUTED, *RATES)))
+                found = test_accuracy(run, *command(row, shared))
                 figures.setdefault((name, row), []).append(found)
                 print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
     print(f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row")
     for (name, row), found in figures.items():
         differences = [a - b for a, b in zip(found, figures[name, args.rows[0]])]
         error = f" +- {stdev(differences) / len(found) ** 0.5:.2f}" if len(found) > 1 else ""
+        if any(differences) and error:
+            error += f" (p {ttest_rel(found, figures[name, args.rows[0]]).pvalue:.2f})"
         shown = " ".join(f"{value:6.2f}" for value in found)
         print(f"  {name:<12}{row:<12}{shown}  {mean(found):6.2f}  {mean(differences):+.2f}{error}")
 
