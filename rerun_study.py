@@ -121,6 +121,8 @@ def print_rows(figures, tested, dataset):
     """Every row of the study beside ours, then what is not the study's, then the study's conclusions.
     figures: {row: [val_accuracy of each seed]}. tested: {"study" or "ours": [accuracy of the best of these
     rows on the test split, of each seed]}."""
+    from scipy.stats import ttest_rel
+
     print_notice(dataset.notice)
     print("The study's rows: accuracy on the validation split in percent, +- standard error over the seeds")
     header = ("study, MAMe", f"ours, {dataset.name}")
@@ -136,12 +138,12 @@ def print_rows(figures, tested, dataset):
     rows = []
     for claim, ahead, behind in CLAIMS:
         gains = [a - b for a, b in zip(figures[ahead], figures[behind])]
-        clear = len(gains) > 1 and abs(mean(gains)) > 2 * stdev(gains) / sqrt(len(gains))
+        clear = len(gains) > 1 and ttest_rel(figures[ahead], figures[behind]).pvalue < 0.05
         holds = ("yes" if mean(gains) > 0 else "no") if clear else "not clear"
         study = f"{VAL_ACCURACY[ahead] - VAL_ACCURACY[behind]:+.2f}"
         rows.append((claim, study, in_percent(gains, "+"), holds))
     print_table(("claim", *header, "holds here"), rows)
-    print("(clear: more than two standard errors from 0; that a split has few images adds to those)")
+    print("(clear: p below 0.05 by the paired t-test; that a split has few images is not in it)")
 
 
 def main(argv=None):

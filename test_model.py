@@ -153,11 +153,10 @@ def predict(args, finished):
     if run is None:
         advice = "make one with `python finetune.py`, or name one with --run"
         raise BadInput(f"There is no finished run in {args.runs}/ that could predict; {advice}.")
-    name, notice = run.config["dataset"]["name"], run.config["dataset"]["notice"]
+    notice, files = run.config["dataset"]["notice"], predict.list_pictures(args.predict)
     print_notice(notice)
-    files = predict.list_pictures(args.predict)
-    validation = percent(run.metrics["val_accuracy"])
-    print(f"{run.folder}, trained on {name} (val accuracy {validation}), says of {len(files)} pictures:")
+    on = f"{run.config['dataset']['name']} (val accuracy {percent(run.metrics['val_accuracy'])})"
+    print(f"{run.folder}, trained on {on}, says of {len(files)} pictures:")
     out = Path(args.out or next(p for p in runs.numbered(run.folder / "predicted") if not p.exists()))
     if (out / "predictions.jsonl").exists():
         raise BadInput(f"{out} holds predictions already; name a new folder with --out.")

@@ -152,7 +152,7 @@ def compare_features(args, methods):
         print(f"  {method}: {difference:.1e} of the norm of plain Keras' features")
 
 
-def main():
+def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -165,7 +165,11 @@ def main():
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
     parser.add_argument("--method", choices=METHODS + WITH_XLA, help=argparse.SUPPRESS)
     parser.add_argument("--save", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
     if args.method:
         return work(args)
     print(f"{describe_machine()}\n{args.images} {PICTURES}, batches of {args.batch_size}")

@@ -109,54 +109,67 @@ def train_task(args, model, images, folder):
 # Plain PyTorch ---------------------------------------------------------------------------
 
 
-def torch_seconds(args, model, images):
-    """Seconds of each pass or epoch of the same network in PyTorch alone."""
+def torch_extraction(args, model, network, images):
+    """A function that gives the features of some rows to the host."""
     import torch
-    from plain_torch import plain_torch, pooled_features, preprocessed
+    from plain_torch import pooled_features, preprocessed
 
     import common
 
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    half = torch.autocast(images.device.type, torch.bfloat16, enabled=args.precision == "bfloat16")
+    features = pooled_features(network.eval(), common.feature_layers(model, "all"))
+    features = torch.compile(features) if args.backend == COMPILED else features
+
+    def work(rows):
+        with torch.inference_mode(), half:
+            features(preprocessed(images[rows])).cpu()
+
+    return work
+
+
+def torch_training(args, network, images):
+    """A function that trains all of the network on some rows."""
+    import torch
+    from plain_torch import preprocessed
+
+    half = torch.autocast(images.device.type, torch.bfloat16, enabled=args.precision == "bfloat16")
+    labels = torch.arange(len(images), device=images.device) % CLASSES
+    dense = ("fc1", "fc2", "fc3")
+    penalised = [module.weight for name, module in network.named_children() if name in dense]
+    optimizer = torch.optim.Adam(network.parameters(), RATE, eps=1e-7, fused=images.is_cuda)
+
+    def forward(rows):
+        with half:
+            scores = network.train()(preprocessed(images[rows]))
+        loss = torch.nn.functional.cross_entropy(scores.float(), labels[rows])
+        return loss + 0.01 * sum(weight.square().sum() for weight in penalised)
+
+    forward = torch.compile(forward) if args.backend == COMPILED else forward
+
+    def work(rows):
+        optimizer.zero_grad()
+        forward(rows).backward()
+        optimizer.step()
+
+    return work
+
+
+def torch_seconds(args, model, images):
+    """Seconds of each pass or epoch of the same network in PyTorch alone."""
+    import torch
+    from plain_torch import plain_torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
-    network = plain_torch(model).to(device)
-    images = torch.from_numpy(np.array(images)).to(device)
-    half = torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16")
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, CLASSES, (len(images),), generator=generator).to(device)
-    seconds = []
-    if args.task == "extraction":
-        features = pooled_features(network.eval(), common.feature_layers(model, "all"))
-        features = torch.compile(features) if args.backend == COMPILED else features
-
-        def work(rows):
-            with torch.inference_mode(), half:
-                features(preprocessed(images[rows])).cpu()  # where the features are wanted
-
-    else:
-        penalised = [
-            module.weight for name, module in network.named_children() if name in ("fc1", "fc2", "fc3")
-        ]
-        optimizer = torch.optim.Adam(network.parameters(), RATE, eps=1e-7, fused=gpu)
-
-        def forward(rows):
-            with half:
-                scores = network.train()(preprocessed(images[rows]))
-            loss = torch.nn.functional.cross_entropy(scores.float(), labels[rows])
-            return loss + 0.01 * sum(weight.square().sum() for weight in penalised)
-
-        forward = torch.compile(forward) if args.backend == COMPILED else forward
-
-        def work(rows):
-            optimizer.zero_grad()
-            forward(rows).backward()
-            optimizer.step()
-
+    network, images = plain_torch(model).to(device), torch.from_numpy(np.array(images)).to(device)
+    extraction, seconds = args.task == "extraction", []
+    given = (args, model, network, images) if extraction else (args, network, images)
+    work = (torch_extraction if extraction else torch_training)(*given)
     for _ in range(args.epochs):
         start = time.perf_counter()
-        for rows in torch.randperm(len(images), generator=generator).to(device).split(args.batch_size):
+        for rows in torch.randperm(len(images), device=device).split(args.batch_size):
             work(rows)
-        if gpu:
+        if images.is_cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds

@@ -120,14 +120,34 @@ def phase(folder):
     return "after the end" if list(folder.glob("runs/*/metrics.json")) else "before the first epoch"
 
 
-def main():
+def kill_run(command, folder, seconds):
+    """Kill a command that takes so many seconds KILLS_A_RUN times, let it end, and return the `phase` of
+    each kill."""
+    fell = []
+    for _ in range(KILLS_A_RUN):
+        killed, *_ = run(command, folder, random.uniform(0, seconds * 0.6))
+        check_whole(folder)
+        if not killed:
+            break
+        fell.append(phase(folder))
+    if not list(folder.glob("runs/*/metrics.json")):
+        run(command, folder)
+    check_whole(folder)
+    return fell
+
+
+def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100, help="in all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--commands", default=",".join(COMMANDS), help="default: %(default)s")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
     random.seed(args.seed)
     names = args.commands.split(",")
     with tempfile.TemporaryDirectory() as work:
@@ -149,16 +169,9 @@ def main():
             shutil.copytree(work / "data", folder / "data", copy_function=shutil.copy2)
             shutil.rmtree(folder / "data" / "cache", ignore_errors=True)
             command = (*COMMANDS[name], "--data", "data/demo")
-            for _ in range(KILLS_A_RUN):
-                killed, *_ = run(command, folder, random.uniform(0, seconds[name] * 0.6))
-                check_whole(folder)
-                if not killed:
-                    break
-                kills += 1
-                moments[f"{name}, {phase(folder)}"] += 1
-            if not list(folder.glob("runs/*/metrics.json")):
-                run(command, folder)
-            check_whole(folder)
+            fell = kill_run(command, folder, seconds[name])
+            kills += len(fell)
+            moments.update(f"{name}, {moment}" for moment in fell)
             found = content(folder)
             wrong = [key for key in expected[name] if found.get(key) != expected[name][key]]
             if wrong or len(list(folder.glob("runs/[!.]*"))) != 1:

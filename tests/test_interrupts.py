@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +20,6 @@ from transfer import network
 from transfer.screen import BadInput
 from transfer.study import UNFREEZE
 
-KILLED = Path(__file__).with_name("killed.py")
 RUN = ("--head", "iii", "--epochs", "2")
 STEPS = (("dense", ()), ("dense again", ()))  # as quick as steps can be
 MOMENTS = [  # each of both steps has 2 epochs; each epoch and each step ends with one commit
@@ -32,10 +30,6 @@ MOMENTS = [  # each of both steps has 2 epochs; each epoch and each step ends wi
     ("write_json", 3, False),  # between the steps
     ("write_json", 7, True),  # all but metrics.json is there
 ]
-
-
-def interrupt():
-    raise Unplugged
 
 
 class Unplugged(BaseException):

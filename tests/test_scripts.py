@@ -1,6 +1,9 @@
 """The scripts as a user calls them: processes of their own."""
 
+import importlib
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -22,6 +25,16 @@ def run(*command, cwd):
         text=True,
         timeout=300,
     )
+
+
+def test_the_commands_in_the_documents_parse():
+    text = "".join(path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    commands = re.findall(r"python (\w+)\.py([^\n`#']*)", text.replace("$SLURM_ARRAY_TASK_ID", "1"))
+    commands = [(name, flags) for name, flags in commands if f"{name}.py" in SCRIPTS]
+    assert len(commands) > 30
+    for name, flags in commands:  # $W stands for two flags; aligned notes follow two spaces
+        flags = flags.replace("$W", "--weights W --precision bfloat16").split("  ")[0].split("...")[0]
+        importlib.import_module(name).parse_args(shlex.split(flags))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

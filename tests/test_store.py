@@ -7,10 +7,6 @@ from transfer.screen import BadInput
 from transfer.store import ArrayFile, make_array
 
 
-class Unplugged(BaseException):
-    """Stands in for a kill, within this process: nothing catches it."""
-
-
 def test_an_array_goes_on_at_its_last_whole_block(tmp_path):
     whole = np.random.default_rng(0).normal(size=(23, 4, 3)).astype("float32")
     asked = []
@@ -19,12 +15,12 @@ def test_an_array_goes_on_at_its_last_whole_block(tmp_path):
         for start in starts:
             asked.append(start)
             if len(asked) == 4:
-                raise Unplugged
+                raise KeyboardInterrupt
             yield whole[start : start + 5]
 
     path = tmp_path / "a.npy"
     array = ArrayFile(path, whole.shape, "float32", "test")
-    with pytest.raises(Unplugged):
+    with pytest.raises(KeyboardInterrupt):
         make_array(array, produce, 5)
     assert not path.exists()
     with open(tmp_path / "a.npy.part", "ab") as file:
