@@ -49,9 +49,9 @@ def plan_steps(args):
     frozen = {"learning_rate": args.learning_rate, "epochs": args.epochs}
     unfrozen = {"learning_rate": args.fine_tune_learning_rate, "epochs": args.fine_tune_epochs}
     shared = {key: getattr(args, key) for key in ("batch_size", "seed", "optimizer", "schedule")}
-    plan = plan_trainings(args.unfreeze, args.augment, args.final_augment)
     return [
-        Step(*step[:2], augment=step[2], **(unfrozen if step[1] else frozen), **shared) for step in plan
+        Step(name, blocks, augment=augment, **(unfrozen if blocks else frozen), **shared)
+        for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment)
     ]
 
 
