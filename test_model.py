@@ -4,7 +4,7 @@
     python test_model.py --run runs/NAME  this run
     python test_model.py --compare RUN RUN    whether two runs differ (exact McNemar test)
     python test_model.py --explain        and why: its most confident mistakes, what it looks at
-    python test_model.py --predict IMAGE_OR_FOLDER ...    what it says of any pictures
+    python test_model.py --predict IMAGE_OR_FOLDER ...    classify any pictures
 
 Writes to RUN/test/: metrics.json (per class, per museum, averages), predictions.csv (one row a file) and
 confusion_matrix.png; with --explain gallery.png and explained/*.png or layer_importance.png. --predict
@@ -22,7 +22,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("what is tested").add_argument
     add("--run", metavar="RUN", help="default: the best validation accuracy of all runs")
     add("--runs", default="runs", metavar="DIR", help="default: %(default)s")
-    text = "leave the test split alone and say what these pictures, or all in these folders, are"
+    text = "leave the test split alone and classify these pictures, or all in these folders"
     add("--predict", nargs="+", metavar="PATH", help=text)
     add("--compare", nargs=2, metavar="RUN", help="say whether two runs differ, and on which classes")
     text = "draw why: the most confident mistakes, Grad-CAM (networks), the layers' importance (forests)"
@@ -156,7 +156,7 @@ def predict(args, finished):
     notice, files = run.config["dataset"]["notice"], predict.list_pictures(args.predict)
     print_notice(notice)
     on = f"{run.config['dataset']['name']} (val accuracy {percent(run.metrics['val_accuracy'])})"
-    print(f"{run.folder}, trained on {on}, says of {len(files)} pictures:")
+    print(f"{run.folder}, trained on {on}, classifies {len(files)} pictures:")
     out = Path(args.out or next(p for p in runs.numbered(run.folder / "predicted") if not p.exists()))
     if (out / "predictions.jsonl").exists():
         raise BadInput(f"{out} holds predictions already; name a new folder with --out.")

@@ -1,4 +1,4 @@
-"""What a run says of any pictures: probabilities and rankings, as a table, CSV and JSON lines."""
+"""A run's answers for any pictures: probabilities and rankings, as a table, CSV and JSON lines."""
 
 import json
 import shutil

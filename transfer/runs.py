@@ -113,7 +113,7 @@ def why_not(run, config):
     different = [f"--{key.replace('_', '-')}" for key in new if old.get(key, ...) != new[key]]
     different += [key for key in wanted if stored.get(key, ...) != wanted[key]]
     if different:
-        return f"already holds a run with another {different[0]}; run that one's command to resume it"
+        return f"already holds a run with another {different[0]}; run the command that began it to resume"
     return None
 
 
