@@ -15,6 +15,7 @@ from transfer.screen import BadInput, progress, without_startup_lines
 from transfer.study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS, FIGURES
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "data/cache/jax")  # the next process need not compile
 with without_startup_lines():
     import keras
     from keras import layers, ops
