@@ -151,8 +151,7 @@ def predict(args, finished):
 
     run = choose_run(args.run, finished, data.load_dataset(args.data, args.seed) if args.data else None)
     if run is None:
-        advice = "make one with `python finetune.py`, or name one with --run"
-        raise BadInput(f"There is no finished run in {args.runs}/ that could predict; {advice}.")
+        raise BadInput(f"There is no finished run in {args.runs}/; train one, or name it with --run.")
     notice, files = run.config["dataset"]["notice"], predict.list_pictures(args.predict)
     print_notice(notice)
     on = f"{run.config['dataset']['name']} (val accuracy {percent(run.metrics['val_accuracy'])})"

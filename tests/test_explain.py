@@ -5,7 +5,7 @@ import pytest
 from conftest import read_rows
 from PIL import Image
 
-from common import build_model
+from common import build_model, split_model
 from transfer import explain, plots
 from transfer.images import decode_image
 from transfer.network import load_model, load_weights
@@ -16,9 +16,6 @@ NETWORK, FOREST = "runs/tiny-finetune-i-none", "runs/tiny-forest-none-all-trees1
 
 def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, runs):
     """An oracle: head i's gradient layer by layer in NumPy."""
-
-    from common import split_model
-
     model = load_model(runs / NETWORK)
     images = np.stack([decode_image(tiny / "data_256" / f"test.{n}.0.jpeg", 32) for n in range(2)])
     maps = explain.grad_cam(model, images)

@@ -29,14 +29,8 @@ def called(script, monkeypatch, narrow):
     return commands
 
 
-def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, called, capsys):
-    command = ("rerun_study", "--data", tiny, "--epochs", "1")
-    script(*command)
-    names = ["finetune.py"] * 4 + ["random_forest.py"] * 4 + ["finetune.py"] + ["test_model.py"] * 2
-    assert [name for name, _ in called] == names
-    rows = {row["row"]: row for row in read_rows(workdir / NAME / "rows.csv")}
-    assert set(rows) == {*VAL_ACCURACY, *rerun_study.TITLES.values()}
-    folder = workdir / NAME / "seed-0"
+def figures_in(folder):
+    """{row: val_accuracy}, read from the runs themselves."""
 
     def steps(run):
         return [s["val_accuracy"] for s in json.loads((folder / run / "metrics.json").read_text())["steps"]]
@@ -51,8 +45,19 @@ def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, ca
         config = json.loads((folder / run / "config.json").read_text())
         assert config["arguments"]["weights"].endswith(run.removeprefix("forest-on-"))
     for run, row in rerun_study.TITLES.items():
-        metrics = json.loads((folder / run / "metrics.json").read_text())
-        expected[row] = metrics["val_accuracy"]
+        expected[row] = json.loads((folder / run / "metrics.json").read_text())["val_accuracy"]
+    return expected
+
+
+def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, called, capsys):
+    command = ("rerun_study", "--data", tiny, "--epochs", "1")
+    script(*command)
+    names = ["finetune.py"] * 4 + ["random_forest.py"] * 4 + ["finetune.py"] + ["test_model.py"] * 2
+    assert [name for name, _ in called] == names
+    rows = {row["row"]: row for row in read_rows(workdir / NAME / "rows.csv")}
+    assert set(rows) == {*VAL_ACCURACY, *rerun_study.TITLES.values()}
+    folder = workdir / NAME / "seed-0"
+    expected = figures_in(folder)
     tested = [
         Path(flags[flags.index("--run") + 1]).name for name, flags in called if name == "test_model.py"
     ]
