@@ -4,6 +4,7 @@ training, and layer-wise pooling.
 A network of this project takes pictures as they are, RGB of 0 to 255; VGG16's preprocessing is part of it.
 """
 
+import functools
 import logging
 import os
 import random
@@ -45,6 +46,12 @@ class Share(NamedTuple):
     whole_batches: bool = False  # the engine takes this process' part out of them itself
 
 
+@functools.lru_cache(4)  # drawn once an epoch and not for each batch of it
+def order_of_rows(count, seed, epoch):
+    """The order of `count` rows in an epoch, int64 (count,); as they are where `seed` is None."""
+    return np.arange(count) if seed is None else np.random.default_rng([seed, epoch]).permutation(count)
+
+
 class Batches(keras.utils.PyDataset):
     """Batches of (inputs, labels), drawn by (seed, epoch, row) alone.
 
@@ -72,9 +79,7 @@ class Batches(keras.utils.PyDataset):
 
     def rows(self, index):
         """Rows of batch `index`, which depend on (seed, epoch, index) alone."""
-        order = np.arange(len(self.labels))
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        order = order_of_rows(len(self.labels), self.seed, self.epoch)
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def __getitem__(self, index):
@@ -295,9 +300,6 @@ class ProgressLines(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()
-
-
-# Layer-wise pooling ----------------------------------------------------------------------
 
 
 def feature_layers(model, wanted):

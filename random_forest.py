@@ -46,7 +46,7 @@ def parse_args(argv=None):
     add("--grid", action="store_true", help=text)
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group)
-    group.add_argument("--features", metavar="DIR", help="as extract_features.py stored (default: made)")
+    group.add_argument("--features", metavar="DIR", help="what extract_features.py stored (default: made)")
     flags.add_shared_arguments(parser)
     return resolve_settings(parser.parse_args(argv))
 
@@ -80,8 +80,7 @@ def find_features(args, dataset):
         return Path(args.features)
     # One extraction serves every layer set; only dense layers are tied to one image size.
     source = features.Source(args.weights, "all", args.image_size, args.seed, args.precision)
-    dense = any(layers == "all" or "fc" in layers for layers in args.layers)
-    if not dense and features.own_size(source) != args.image_size:
+    if not any(map(features.needs_dense, args.layers)) and features.own_size(source) != args.image_size:
         source = replace(source, layers="conv")
     folder = features.features_folder(source, dataset, args.skip_unreadable)
     settings = features.Extraction(args.batch_size, args.cache, args.skip_unreadable, args.devices)

@@ -176,8 +176,10 @@ def main(argv=None):
                 tested[whose].append(test_best([folder / name for name in names], settings))
             for row, ours in figures_of({name: folder / name for name in COMMANDS | OURS}).items():
                 figures.setdefault(row, []).append(ours)
-        name, study = {"dataset": dataset.name}, VAL_ACCURACY.get
-        rows = [{"row": r, "study": study(r)} | dict(zip(args.seeds, f)) | name for r, f in figures.items()]
+        rows = []
+        for row, ours in figures.items():
+            cells = {"row": row, "study": VAL_ACCURACY.get(row), **dict(zip(args.seeds, ours))}
+            rows.append(cells | {"dataset": dataset.name})
         store.write_csv(out / "rows.csv", rows)
     print()
     print_rows(figures, tested, dataset)

@@ -170,7 +170,8 @@ def predict(args, finished):
             if explain_each:
                 place, first = out / "explained", len(rankings) + 1
                 explain.explain_pictures(place, network, images, found, notice, first)
-            rankings, unreadable = rankings | found, unreadable | bad
+            rankings.update(found)
+            unreadable.update(bad)
         predict.write_predictions(out, run, rankings, unreadable)
     print()
     predict.print_predictions(rankings, unreadable)

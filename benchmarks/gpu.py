@@ -162,9 +162,11 @@ def torch_seconds(args, model, images):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     network, images = plain_torch(model).to(device), torch.from_numpy(np.array(images)).to(device)
-    extraction, seconds = args.task == "extraction", []
-    given = (args, model, network, images) if extraction else (args, network, images)
-    work = (torch_extraction if extraction else torch_training)(*given)
+    if args.task == "extraction":
+        work = torch_extraction(args, model, network, images)
+    else:
+        work = torch_training(args, network, images)
+    seconds = []
     for _ in range(args.epochs):
         start = time.perf_counter()
         for rows in torch.randperm(len(images), device=device).split(args.batch_size):

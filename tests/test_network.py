@@ -200,9 +200,8 @@ def test_two_processes_train_as_one_does_and_resume(tiny, tmp_path):
     first, second = finish(*start_two(tmp_path, *command, "two"))
     assert "of 2 processes" in first and "process 0 records this run" in second
     whole = read_rows(tmp_path / "two" / "history.csv")
-    assert_same(
-        whole[:1], read_rows(tmp_path / "one" / "history.csv")[:1]
-    )  # later epochs amplify the order of sums
+    # later epochs amplify the order of sums
+    assert_same(whole[:1], read_rows(tmp_path / "one" / "history.csv")[:1])
     names = [sorted(path.name for path in (tmp_path / run).iterdir()) for run in ("one", "two")]
     assert names[0] == names[1]
     processes, limit = start_two(tmp_path, *command, "killed"), time.monotonic() + 200

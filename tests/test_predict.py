@@ -26,10 +26,8 @@ def test_predictions_are_those_of_the_test_split(tiny, in_runs, script, capsys, 
     out = capsys.readouterr().out
     assert "and 46 more in predictions.csv" in out  # of 66 pictures 20 are shown
     expected = {row["file"]: row for row in read_rows(in_runs / run / "test" / "predictions.csv")}
-    rows = {
-        row["file"].rsplit("/")[-1]: row
-        for row in read_rows(in_runs / run / "predicted" / "predictions.csv")
-    }
+    rows = read_rows(in_runs / run / "predicted" / "predictions.csv")
+    rows = {row["file"].rsplit("/")[-1]: row for row in rows}
     lines = read_lines(in_runs / run / "predicted" / "predictions.jsonl")
     assert len(rows) == len(lines) == 66
     for name, row in expected.items():

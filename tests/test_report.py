@@ -163,12 +163,8 @@ def test_two_runs_are_compared_on_the_same_images(tiny, in_runs, script, capsys)
     out = capsys.readouterr().out
     answers = []
     for run in RUNS:
-        answers.append(
-            [
-                row["true"] == row["predicted_1"]
-                for row in read_rows(in_runs / run / "test" / "predictions.csv")
-            ]
-        )
+        rows = read_rows(in_runs / run / "test" / "predictions.csv")
+        answers.append([row["true"] == row["predicted_1"] for row in rows])
     one, two = map(np.array, answers)
     path = in_runs / RUNS[0] / "test" / "compared-with-tiny-finetune-i-none.csv"
     total, *classes = read_rows(path)

@@ -72,8 +72,7 @@ def layer_importance(pipeline, columns, layers):
 
 
 def explain_test(out, run, dataset, tested, network):
-    """Draw the most confident mistakes of the test split (report.Tested), and why, into the folder
-    `out`."""
+    """Draw the most confident mistakes of the test split (report.Tested), and why, into folder `out`."""
     predicted, confidence = tested.probabilities.argmax(axis=1), tested.probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != tested.true)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
@@ -82,7 +81,8 @@ def explain_test(out, run, dataset, tested, network):
         names = np.array(dataset.labels)
         answers = names[tested.true[wrong]], names[predicted[wrong]], confidence[wrong]
         mistakes = list(zip(paths.values(), *answers))
-        title = f"{run.folder.name}: the most confident of {len(wrong)} in {len(tested.files)} test images"
+        counts = f"{len(wrong)} mistakes on {len(tested.files)} test images"
+        title = f"{run.folder.name}: the most confident of {counts}"
         drawn = plots.plot_gallery(out / "gallery.png", mistakes, title, dataset.notice)
         print(f"{drawn} mistakes drawn in {out}/gallery.png")
     if not run.is_network:

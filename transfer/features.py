@@ -27,8 +27,7 @@ def output_file(model, count, path, description):
 
 
 def keep_outputs(model, images, file, batch_size):
-    """The output of `model` for `images`, computed batch by batch where its `output_file` is not there.
-    images: uint8 (n, h, w, 3)."""
+    """What `model` gives for `images`, uint8 (n, h, w, 3); computed where its `output_file` is missing."""
     share, predict = network.current_share(), model.predict_on_batch
     if share.replicas > 1:  # that would not share the batch out
         predict = partial(model.predict, batch_size=batch_size, verbose=0)
@@ -101,6 +100,11 @@ def is_original(weights):
     return weights in ("imagenet", "none") or weights.endswith(".h5")
 
 
+def needs_dense(layers):
+    """Whether --layers asks for dense layers, which are tied to one image size."""
+    return layers == "all" or "fc" in layers
+
+
 def own_size(source):
     """The image size that the dense layers of a Source take, in pixels: its own where they are drawn."""
     if source.weights == "none":
@@ -112,7 +116,7 @@ def build_network(source):
     """The network of a Source with its weights: a Keras model that has at least the layers asked for.
     BadInput where its dense layers are asked for and do not fit the image size."""
     weights, size, own = source.weights, source.image_size, own_size(source)
-    dense = source.layers == "all" or "fc" in source.layers
+    dense = needs_dense(source.layers)
     if weights.endswith(".h5") and source.layers == "all":
         dense = "fc1" in network.read_weights(weights)
     if dense and size != own:

@@ -120,13 +120,12 @@ def add_strategy_arguments(parser):
     add("--augment", action=argparse.BooleanOptionalAction, help=text)
     text = "after the last step, train the same layers once more, with augmentation"
     add("--final-augment", action="store_true", help=text)
-    text = "of the learning rate; cosine: a step's first tenth rises (study: constant; strong: cosine)"
+    text = "of the learning rate; cosine warms up for a tenth of a step (study: constant; strong: cosine)"
     add("--schedule", choices=("constant", "cosine"), help=text)
 
 
 def apply_recipe(args):
-    """Fill the flags that were not given with those of --recipe. BadInput where two contradict each
-    other."""
+    """Fill the flags not given with those of --recipe. BadInput where two contradict each other."""
     for key, value in RECIPES[args.recipe].items():
         if getattr(args, key) is None:
             setattr(args, key, value)

@@ -96,8 +96,7 @@ def model_file(path):
 
 
 def load_model(path):
-    """The network of a .keras file or a run's folder; runs no code from it. BadInput where it cannot
-    load."""
+    """The network of a .keras file or a run, none of whose code runs. BadInput where it is damaged."""
     path = model_file(path)
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -243,9 +242,8 @@ def current_share():
 
 
 def steps_at_once(share):
-    """How many batches Keras trains on between two looks at the loss: its `steps_per_execution`. On
-    TensorFlow a GPU idles at each look; over several, Keras' loop of steps fails. Elsewhere nothing is
-    gained."""
+    """Keras' `steps_per_execution`: how many batches it trains on between two looks at the loss. On
+    TensorFlow a GPU idles at each look; over several devices its loop of steps fails."""
     waits = keras.backend.backend() == "tensorflow" and share.replicas == 1
     return STEPS_AT_ONCE if waits and accelerators("tensorflow") else 1
 

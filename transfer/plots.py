@@ -51,7 +51,8 @@ def plot_curves(history, path, title, notice):
         along = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "left", "va": side}
         for row in starts:
             start, name = row["epoch"] - 0.5, f"{row['step']}: {row['trained']}"
-            axes.axvline(start, color="grey", linestyle="--", linewidth=1)
+            if row is not history[0]:
+                axes.axvline(start, color="grey", linestyle="--", linewidth=1)
             # outside the layout, else a long name squeezes the axes
             axes.text(start, y, name, fontsize=7, color="dimgrey", in_layout=False, **along)
         axes.grid(alpha=0.3)

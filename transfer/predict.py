@@ -52,8 +52,7 @@ def load_classifier(run):
 
 
 def predict_files(files, classify, image_size, batch_size):
-    """Yields (files, images uint8 (b, size, size, 3), probabilities (b, classes), {file: why it cannot be
-    read}) batch by batch."""
+    """Yields by batch (files, images uint8 (b, h, w, 3), probabilities (b, classes), {unreadable: why})."""
     for start in progress(range(0, len(files), batch_size), "predicting"):
         batch = files[start : start + batch_size]
         images, bad = decode_all(batch, image_size)

@@ -115,16 +115,14 @@ def intervals(figures):
     """95% intervals (Wilson) of the accuracies among the figures of `evaluate`: of all images, of each
     class (that is its recall) and of each museum."""
     keys = [key for key in figures if key == "accuracy" or key.startswith("top_")]
-    groups = (("classes recall", "classes", "recall"), ("museums", "museums", "accuracy"))
-    return {key: wilson(figures[key], figures["images"]) for key in keys} | {
-        name: {k: wilson(row[key], row["support"]) for k, row in figures[group].items()}
-        for name, group, key in groups
-    }
+    found = {key: wilson(figures[key], figures["images"]) for key in keys}
+    for name, rows, key in (("classes recall", "classes", "recall"), ("museums", "museums", "accuracy")):
+        found[name] = {k: wilson(row[key], row["support"]) for k, row in figures[rows].items()}
+    return found
 
 
 def print_report(figures, dataset):
-    """Per class, per museum, and the averages, with 95% intervals of accuracies; the study's figure
-    beside."""
+    """Per class, per museum, and the averages, with 95% intervals of accuracies, beside the study's."""
     keys, study, interval = ("precision", "recall", "f1-score"), dataset.study_cell, figures["intervals"]
     known = TEST_F1 if len(dataset.labels) == len(TEST_F1) else ["-"] * len(dataset.labels)
     averages = {key: TEST_FIGURES[key]["f1-score"] for key in ("macro avg", "weighted avg")}

@@ -137,10 +137,9 @@ def train_step(model, step, dataset, cache, resume):
 
 
 def trained_part(model, step, dataset, cache):
-    """What a Step trains, and on what: (model, {split: its inputs}). Where nothing is augmented, the part
-    of `model` behind the frozen blocks, on their activations, computed once: the same result at less cost.
-    Otherwise, where there is no room, or where several processes train together, all of it, on the
-    images."""
+    """What a Step trains, and on what: (model, {split: its inputs}). The part of `model` behind the frozen
+    blocks, on their activations, computed once: the same result at less cost. Where images are augmented,
+    there is no room, or several processes train together, all of it, on the images."""
     images = {split: dataset.splits[split].images for split in ("train", "val")}
     frozen = 5 - len(step.blocks)  # a strategy unfreezes the last blocks
     boundary = f"block{frozen}_pool" if frozen else None
@@ -167,8 +166,7 @@ def compile_step(model, step, updates, share):
 
 
 def synchronise(model, over_devices):
-    """Have batch normalisation take the whole batch's statistics over all devices of TensorFlow, as JAX
-    always does."""
+    """Have batch normalisation take the whole batch's statistics on TensorFlow, as JAX always does."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = over_devices
