@@ -17,9 +17,13 @@ from transfer.study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRE
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "data/cache/jax")  # the next process need not compile
-with without_startup_lines():
-    import keras
-    from keras import layers, ops
+try:
+    with without_startup_lines():
+        import keras
+        from keras import layers, ops
+except (ImportError, ValueError) as error:  # of a backend that is not installed, or misspelt
+    advice = "install its backend, or set KERAS_BACKEND to tensorflow, jax or torch"
+    raise BadInput(f"Keras cannot be loaded ({error}); {advice}.") from None
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # of retracing, which is meant where it happens
 
 IMAGENET_MEAN = (103.939, 116.779, 123.68)  # BGR, as keras.applications.vgg16 subtracts it
@@ -61,15 +65,15 @@ class Batches(keras.utils.PyDataset):
 
     Each item is (inputs (b, ...) as they are stored, labels (b,)); the last batch holds what is left over.
     With `augment` the inputs are (images, maps float32 (b, 6)), which the device applies
-    (`augmented_model`). On several devices a third part, float32 (b,), weighs the rows: the batch is filled
-    up with rows of weight 0 until it can be shared out evenly.
+    (`augmented_model`). With `class_weights`, float32 (classes,), a third part, float32 (b,), weighs the
+    rows; on several devices as well, where rows of weight 0 fill up a batch until it can be shared out.
     """
 
     def __init__(self, inputs, labels, batch_size, seed=None, augment=None, share=Share()):  # noqa: B008
         super().__init__()
         self.inputs, self.labels, self.batch_size = inputs, labels, batch_size
         self.seed, self.augment, self.share = seed, augment, share
-        self.epoch = 0
+        self.epoch, self.class_weights = 0, None
 
     def __len__(self):
         return -(-len(self.labels) // self.batch_size)
@@ -94,9 +98,10 @@ class Batches(keras.utils.PyDataset):
                 rngs = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows]
                 draws = [draw_augmentation(rng, height, width, self.augment) for rng in rngs]
             x = x, affine_maps(draws, height, width)
+        weights = np.ones(len(rows), "float32") if self.class_weights is None else self.class_weights[y]
         if share.replicas == 1:
-            return x, y
-        weights = (np.arange(len(rows)) < count).astype("float32")  # those repeated count nothing
+            return (x, y) if self.class_weights is None else (x, y, weights)
+        weights[count:] = 0  # those repeated count nothing
         if self.seed is not None:  # in training the loss is a mean over all rows: keep its size
             weights *= len(rows) / count
         if share.whole_batches:
@@ -144,10 +149,9 @@ def affine_maps(draws, height, width):
 
 
 def move_pixels(images, maps):
-    """Each image seen through its map: one resampling, bilinear, the edges repeated. images: uint8 or float
-    (b, h, w, channels). maps: float32 (b, 6), from output to input pixels: column = a0 x + a1 y + a2, row =
-    a3 x + a4 y + a5. Returns float32 like images. A gather, as that compiles with XLA on every backend;
-    `keras.ops.image.affine_transform` does not on TensorFlow."""
+    """Each of images (b, h, w, channels) through its map, bilinear, the edges repeated; float32. maps:
+    float32 (b, 6), from output to input: column = a0 x + a1 y + a2, row = a3 x + a4 y + a5. A gather, which
+    XLA compiles on every backend; `keras.ops.image.affine_transform` it does not on TensorFlow."""
     height, width, channels = images.shape[1:]
     a = ops.reshape(maps, (-1, 6, 1, 1))
     x = ops.reshape(ops.arange(width, dtype="float32"), (1, 1, width))
@@ -186,8 +190,7 @@ def build_model(image_size, classes, head, l2=0.01, seed=None, name="vgg16"):
     """VGG16's 13 convolutions with one of HEADS and a softmax, all weights new. Input (b, image_size,
     image_size, 3), RGB of 0 to 255; output (b, classes). Preprocessing is that of
     `keras.applications.vgg16.preprocess_input`, in standard layers, so that a saved network needs none of
-    this code. Dense layers are named fc1, fc2, fc3, predictions. seed: of the head's weights and of
-    dropout."""
+    this code. Dense layers are named fc1, fc2, fc3, predictions. seed: of the head's weights, dropout."""
     if seed is not None:
         keras.utils.set_random_seed(seed)
     images = keras.Input((image_size, image_size, 3), name="images")
@@ -230,8 +233,7 @@ def reads_every_layer(model):
 
 
 def set_trainable(model, blocks):
-    """Make the convolutions of `blocks` and every layer of the head trainable, nothing else. Takes effect
-    at the next compile."""
+    """Have the convolutions of `blocks` and the head train, nothing else, from the next compile on."""
     for name in convolutions(model):
         model.get_layer(name).trainable = name.split("_")[0] in blocks
 
@@ -247,7 +249,8 @@ def split_model(model, boundary):
 
 
 class ResumedEarlyStopping(keras.callbacks.EarlyStopping):
-    """Early stopping that first sees again the figures of the epochs in `done`, before an interrupt."""
+    """Early stopping that first sees again the figures of the epochs in `done`, before an interrupt, and
+    that ends a training whose loss is no number, before the checkpoint keeps its weights."""
 
     done = ()
 
@@ -255,6 +258,13 @@ class ResumedEarlyStopping(keras.callbacks.EarlyStopping):
         super().on_train_begin(logs)
         for epoch, figures in enumerate(self.done):
             self.on_epoch_end(epoch, figures)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
+            losses = f"loss {logs['loss']:g}, val_loss {logs['val_loss']:g}"
+            advice = "lower --learning-rate, or in an unfrozen step --fine-tune-learning-rate"
+            raise BadInput(f"The training diverged in epoch {epoch + 1} of this step ({losses}); {advice}.")
+        super().on_epoch_end(epoch, logs)
 
 
 def training_callbacks(checkpoint, done=()):
@@ -309,9 +319,8 @@ def feature_layers(model, wanted):
 
 
 def select_layers(known, wanted):
-    """The names among `known` that --layers names. "all": every convolution and dense layer but the
-    softmax; "conv": the convolutions; "last": the last convolution of each block; or names separated by
-    commas. BadInput for an unknown name."""
+    """The names among `known` that --layers names: "all"; "conv", the convolutions; "last", the last one of
+    each block; or names separated by commas. BadInput for an unknown name."""
     conv = [name for name in known if "_conv" in name]
     if wanted in ("all", "conv"):
         return known if wanted == "all" else conv

@@ -15,7 +15,7 @@ its positions, the dense layers as they are (STUDY, "Feature extraction").
 from pathlib import Path
 
 from transfer import flags
-from transfer.screen import BadInput, print_configuration, print_notice, run_script
+from transfer.screen import print_configuration, print_notice, run_script
 from transfer.study import SPLITS
 
 
@@ -23,7 +23,6 @@ def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group, layers="all")
-    group.add_argument("--splits", default=",".join(SPLITS), metavar="S,S", help="default: %(default)s")
     text = "only the Kth of N parts of the batches; N processes, on any machines, do all (default: 1/1)"
     group.add_argument("--part", type=flags.part_of, default=(1, 1), metavar="K/N", help=text)
     flags.add_shared_arguments(parser)
@@ -32,10 +31,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    splits = [split.strip() for split in args.splits.split(",")]
-    if not set(splits) <= set(SPLITS):
-        raise BadInput(f"--splits {args.splits}: choose among {', '.join(SPLITS)}.")
 
+    import common  # noqa: F401, Keras first, without its start-up lines
     from transfer import features
     from transfer.data import load_dataset
     from transfer.store import read_json
@@ -47,9 +44,9 @@ def main(argv=None):
 
     source = features.Source(args.weights, args.layers, args.image_size, args.seed, args.precision)
     folder = Path(args.out or features.features_folder(source, dataset, args.skip_unreadable))
-    settings = args.batch_size, args.cache, args.skip_unreadable, args.devices, args.part
-    settings = features.Extraction(*settings)
-    features.extract_features(source, dataset, splits, folder, settings, check=bool(args.out))
+    given = args.batch_size, args.cache, args.skip_unreadable, args.devices, args.part
+    settings = features.Extraction(*given)
+    features.extract_features(source, dataset, SPLITS, folder, settings, check=bool(args.out))
 
     print_notice(dataset.notice)
     columns = read_json(folder / "features.json")["layers"]

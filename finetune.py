@@ -15,6 +15,7 @@ The study's five strategies for head iii:
 
 from transfer import flags
 from transfer.screen import print_configuration, run_script
+from transfer.study import SPLITS
 
 
 def parse_args(argv=None):
@@ -25,15 +26,8 @@ def parse_args(argv=None):
     return flags.apply_recipe(parser.parse_args(argv))
 
 
-def name_of(args):
-    """The strategy as part of the run's name."""
-    strong, augment = "strong-" * (args.recipe == "strong"), "-augment" * args.augment
-    return f"finetune-{args.head}-{strong}{args.unfreeze}{augment}" + "-final-augment" * args.final_augment
-
-
 def main(argv=None):
     args = parse_args(argv)
-
     from common import build_model
     from transfer import data, images, network, runs, train
 
@@ -46,10 +40,12 @@ def main(argv=None):
         network.load_weights(model, args.weights, args.seed)
         model = network.with_precision(model, args.precision)
         settings = (args.image_size, args.cache, args.skip_unreadable)
-        dataset = images.load_images(dataset, ("train", "val"), *settings)
-        steps = train.plan_steps(args)
+        dataset = images.load_images(dataset, SPLITS, *settings)  # test too: what is wrong is said now
+        steps, parts = train.plan_steps(args), ["finetune", args.head, args.unfreeze]
+        parts += ["strong"] * (args.recipe == "strong") + ["augment"] * args.augment
+        parts += ["final-augment"] * args.final_augment + ["balanced"] * args.balanced
         config = runs.describe_run(args, dataset, **train.decisive(steps, model))
-        with runs.start_run(config, name_of(args), args.out, share) as run:
+        with runs.start_run(config, "-".join(parts), args.out, share) as run:
             history = train.train_steps(model, steps, dataset, args.cache, run)
             metrics = train.write_metrics(run, dataset, history)
             study = [] if dataset.in_folders else train.fine_tuning_rows(vars(args))

@@ -1,7 +1,6 @@
-"""Fetch MAMe, or draw the demo dataset in MAMe's layout.
+"""Fetch MAMe: download and unpack both archives, check every file.
 
-python get_data.py mame          download and unpack both archives, check every file
-python get_data.py demo          draw the demo dataset (no network, some seconds)
+python get_data.py mame
 """
 
 import os
@@ -11,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from transfer import flags
-from transfer.screen import BadInput, print_notice, run_script
+from transfer.screen import BadInput, run_script
 
 MAME_URL = "https://storage.hpai.bsc.es/mame-dataset"
 # name -> md5 where it is known
@@ -34,8 +33,7 @@ def fetch_archive(name, md5, url, root):
             keras.utils.get_file(name, f"{url.rstrip('/')}/{name}", **settings)
     except Exception as error:  # get_file raises bare Exception where the network fails
         archive.unlink(missing_ok=True)
-        reason = f"could not be fetched from {url} ({error})"
-        raise BadInput(f"{name} {reason}; try again, or name a mirror with --url.") from None
+        raise BadInput(f"{name} is not to be had from {url} ({error}); name a mirror with --url.") from None
     unpacked = folder / f"{name.removesuffix('.zip')}_extracted"
     if not unpacked.is_dir():
         archive.unlink(missing_ok=True)
@@ -55,8 +53,6 @@ def place(unpacked, name, target):
 def fetch_mame(root, url):
     """Download and unpack what of MAMe is not in `root` yet."""
     root.mkdir(parents=True, exist_ok=True)
-    if not os.access(root, os.W_OK):
-        raise BadInput(f"{root} cannot be written to; name another folder with --data.")
     metadata = root / "MAMe_metadata"
     if not any((folder / "MAMe_dataset.csv").exists() for folder in (root, metadata)):
         unpacked = fetch_archive("MAMe_metadata.zip", ARCHIVES["MAMe_metadata.zip"], url, root)
@@ -68,46 +64,31 @@ def fetch_mame(root, url):
     shutil.rmtree(root / "download", ignore_errors=True)
 
 
-def check_files(dataset):
-    """Print what the dataset holds; BadInput that names every image that is missing."""
-    missing, folder = [], dataset.image_folder
-    for name, split in dataset.splits.items():
-        print(f"  {name:<6}{len(split.files):>7} images")
-        missing += split.files[split.stamps[:, 0] < 0].tolist()
-    if missing:
-        found = f"{len(missing)} images listed in the metadata are missing in {folder}"
-        files = "\n  ".join(missing)
-        raise BadInput(f"{found}; delete that folder and run get_data.py again:\n  {files}")
-    print(f"Every image listed is in {folder}; {len(dataset.labels)} mediums.")
-
-
 def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
-    parser.add_argument("what", choices=("mame", "demo"))
-    parser.add_argument("--data", metavar="DIR", help="where to put it (default: data/mame, data/demo)")
+    parser.add_argument("what", choices=("mame",))
+    parser.add_argument("--data", default="data/mame", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--url", default=MAME_URL, help="where MAMe's archives lie (default: %(default)s)")
-    parser.add_argument("--seed", type=flags.natural, default=0, help="of the demo (default: %(default)s)")
-    text = "the demo's train images a class; the other splits in proportion (default: %(default)s)"
-    parser.add_argument("--per-class", type=flags.positive, default=24, metavar="N", help=text)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    from transfer.data import DEFAULT_DATA, DEMO_DATA, load_dataset
-    from transfer.demo import write_demo
+    from transfer.data import DEFAULT_DATA, load_dataset
     from transfer.store import locked
 
-    if args.what == "mame":
-        root = Path(args.data or DEFAULT_DATA)
-        with locked(root):
-            fetch_mame(root, args.url)
-    else:
-        root = write_demo(args.data or DEMO_DATA, args.seed, args.per_class)
+    root, missing = Path(args.data), []
+    with locked(root):
+        fetch_mame(root, args.url)
     dataset = load_dataset(root)
-    print_notice(dataset.notice)
-    check_files(dataset)
-    data = "" if root == DEFAULT_DATA else f" --data {root}"
+    for name, split in dataset.splits.items():
+        print(f"  {name:<6}{len(split.files):>7} images")
+        missing += split.files[split.stamps[:, 0] < 0].tolist()
+    folder, data = dataset.image_folder, "" if root == DEFAULT_DATA else f" --data {root}"
+    if missing:
+        advice = "\n  ".join(["delete that folder and run get_data.py again:", *missing])
+        raise BadInput(f"{len(missing)} images of the metadata are missing in {folder}; {advice}")
+    print(f"Every image listed is in {folder}; {len(dataset.labels)} mediums.")
     print(f"\nNext: python finetune.py --head iii --unfreeze stepped{data}")
 
 

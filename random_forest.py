@@ -6,11 +6,8 @@
     python random_forest.py --classifier linear           a linear classifier instead
 
 --discretize puts the full-network embedding (Garcia-Gasulla et al. 2018) before the forest: each feature
-standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0. Features that are not stored
-yet are extracted first; layer sets are columns of one extraction.
-
-The linear classifier is a multinomial logistic regression on standardised features: minutes for 20,300 x
-12,416 on two cores, where the study dropped its linear SVM for the training time.
+standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0. The linear classifier is a
+multinomial logistic regression on standardised features. Features not stored yet are extracted first.
 """
 
 import argparse
@@ -20,7 +17,8 @@ from pathlib import Path
 
 from transfer import flags
 from transfer.screen import BadInput, percent, print_configuration, print_notice, print_table, run_script
-from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_REPORTED, FOREST_TREES, forest_rows
+from transfer.store import short_name
+from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_TREES, forest_rows
 
 C_PATH = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 # What a flag is where it is not given: alone, and with --grid; and the one classifier that has it.
@@ -42,18 +40,15 @@ def parse_args(argv=None):
     add("--trees", type=flags.positive, metavar="N", help="default: 100")
     add("--leaf", type=flags.positive, metavar="N", help="least images in a leaf (default: 2)")
     add("--discretize", action=argparse.BooleanOptionalAction, help="the full-network embedding first")
+    flags.add_balanced(add)
     text = "every setting of the study, with and without --discretize; a flag that is given narrows it"
     add("--grid", action="store_true", help=text)
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group)
     group.add_argument("--features", metavar="DIR", help="what extract_features.py stored (default: made)")
     flags.add_shared_arguments(parser)
-    return resolve_settings(parser.parse_args(argv))
-
-
-def resolve_settings(args):
-    """Make each flag of the classifier a tuple of what is tried; BadInput for one of another classifier."""
-    for flag, (alone, grid, classifier) in DEFAULTS.items():
+    args = parser.parse_args(argv)
+    for flag, (alone, grid, classifier) in DEFAULTS.items():  # each becomes a tuple of what is tried
         given = getattr(args, flag)
         if classifier in (None, args.classifier):
             setattr(args, flag, (grid if args.grid else alone) if given is None else (given,))
@@ -69,6 +64,8 @@ def plan_settings(args):
     else:
         pairs = product(args.leaf, sorted(args.trees))
         settings = [{"min_samples_leaf": leaf, "n_estimators": trees} for leaf, trees in pairs]
+    weighed = {"class_weight": "balanced"} if args.balanced else {}
+    settings = [setting | weighed for setting in settings]
     return dict.fromkeys(product(args.layers, args.discretize or (False,)), settings)
 
 
@@ -103,7 +100,8 @@ def print_rows(rows, original, dataset):
 
 def run_name(args, source):
     """What is run, as the name of its folder."""
-    name = f"{args.classifier}-{source}-" + ("grid" if args.grid else args.layers[0].replace(",", "+"))
+    layers = "grid" if args.grid else short_name(args.layers[0].replace(",", "+"))
+    name = f"{args.classifier}-{source}-{layers}" + "-balanced" * args.balanced
     if args.grid:
         return name
     if args.classifier == "linear":
@@ -113,7 +111,6 @@ def run_name(args, source):
 
 def main(argv=None):
     args = parse_args(argv)
-
     from common import select_layers
     from transfer import classifiers, features, runs, store
     from transfer.data import load_dataset
@@ -140,10 +137,7 @@ def main(argv=None):
     print()
     print_notice(dataset.notice)
     print_rows(rows, features.is_original(notes["weights"]), dataset)
-    if args.classifier == "forest" and not dataset.in_folders:
-        print("\nThe study reports more forests, without saying which setting gave which figure:")
-        print_table(("layers", "val accuracy on MAMe, %"), FOREST_REPORTED.items())
-    print(f"\nResults: {run}/ (metrics.json, forests.csv, confusion_val, pipeline.skops: the best)")
+    print(f"\nResults: {run}/ (metrics.json, forests.csv; of the best pipeline.skops, confusion_val.png)")
     print(f"Next: python test_model.py --run {run}")
 
 

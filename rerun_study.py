@@ -82,8 +82,7 @@ def call(script, given):
     """Run a script with the flags `given` in a process of its own; BadInput where it fails."""
     done = subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *given])
     if done.returncode:
-        advice = "fix this, then run the same command again to resume"
-        raise BadInput(f"python {script} ended with status {done.returncode}, see above; {advice}.")
+        raise BadInput(f"python {script} ended with status {done.returncode}; fix that, then rerun this.")
 
 
 def test_best(runs, settings):
@@ -119,8 +118,7 @@ def in_percent(values, sign=""):
 
 def print_rows(figures, tested, dataset):
     """Every row of the study beside ours, then what is not the study's, then the study's conclusions.
-    figures: {row: [val_accuracy of each seed]}. tested: {"study" or "ours": [accuracy of the best of these
-    rows on the test split, of each seed]}."""
+    figures: {row: [val_accuracy of each seed]}. tested: {"study" or "ours": [test accuracy by seed]}."""
     from scipy.stats import ttest_rel
 
     print_notice(dataset.notice)
@@ -149,11 +147,14 @@ def print_rows(figures, tested, dataset):
 def main(argv=None):
     args = parse_args(argv)
     import common  # noqa: F401, Keras first, without its start-up lines
-    from transfer import store
+    from transfer import features, store
     from transfer.data import load_dataset
 
     dataset = load_dataset(args.data, args.seeds[0])
     flags.resolve_arguments(args, dataset)
+    if not features.is_original(args.weights):
+        raise BadInput("--weights: the study's forests are on VGG16 itself; name imagenet, none or an .h5.")
+    features.has_dense(features.Source(args.weights, "all", args.image_size, 0, args.precision))
     out = Path(args.out or Path("runs") / f"study-{dataset.name}")
     print_configuration(args, dataset)
     settings = {key: value for key, value in vars(args).items() if key not in ("seeds", "out")}
@@ -176,10 +177,8 @@ def main(argv=None):
                 tested[whose].append(test_best([folder / name for name in names], settings))
             for row, ours in figures_of({name: folder / name for name in COMMANDS | OURS}).items():
                 figures.setdefault(row, []).append(ours)
-        rows = []
-        for row, ours in figures.items():
-            cells = {"row": row, "study": VAL_ACCURACY.get(row), **dict(zip(args.seeds, ours))}
-            rows.append(cells | {"dataset": dataset.name})
+        about = [{"row": row, "study": VAL_ACCURACY.get(row), "dataset": dataset.name} for row in figures]
+        rows = [row | dict(zip(args.seeds, figures[row["row"]])) for row in about]
         store.write_csv(out / "rows.csv", rows)
     print()
     print_rows(figures, tested, dataset)

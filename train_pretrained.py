@@ -8,6 +8,7 @@ Its 13 convolutions are what `python finetune.py --weights RUN` starts from.
 
 from transfer import flags
 from transfer.screen import print_configuration, run_script
+from transfer.study import ALL_BLOCKS, SPLITS
 
 
 def parse_args(argv=None):
@@ -23,7 +24,6 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-
     from common import build_model
     from transfer import data, images, network, runs, train
 
@@ -36,10 +36,12 @@ def main(argv=None):
         network.load_weights(model, args.weights, args.seed)
         model = network.with_precision(model, args.precision)
         settings = (args.image_size, args.cache, args.skip_unreadable)
-        dataset = images.load_images(dataset, ("train", "val"), *settings)
-        steps = [train.pretraining_step(args)]
+        dataset = images.load_images(dataset, SPLITS, *settings)  # test too: what is wrong is said now
+        rate, epochs = args.pretrain_learning_rate, args.pretrain_epochs
+        keys = ("batch_size", "seed", "optimizer", "augment", "balanced")
+        steps = [train.Step("all", ALL_BLOCKS, rate, epochs, **{key: getattr(args, key) for key in keys})]
         config = runs.describe_run(args, dataset, **train.decisive(steps, model))
-        name = f"pretrained-{args.top}" + "-augment" * args.augment
+        name = f"pretrained-{args.top}" + "-augment" * args.augment + "-balanced" * args.balanced
         with runs.start_run(config, name, args.out, share) as run:
             history = train.train_steps(model, steps, dataset, args.cache, run)
             train.print_metrics(run, train.write_metrics(run, dataset, history))

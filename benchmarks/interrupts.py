@@ -26,6 +26,8 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from transfer.demo import write_demo  # noqa: E402
 
 KILLS_A_RUN = 4
 FAST = ("--image-size", "32", "--epochs", "3", "--fine-tune-epochs", "2")
@@ -152,8 +154,7 @@ def main():
     names = args.commands.split(",")
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        demo = ("get_data.py", "demo", "--data", "data/demo", "--per-class", "6")
-        subprocess.run([sys.executable, str(ROOT / demo[0]), *demo[1:]], cwd=work, check=True)
+        write_demo(work / "data" / "demo", per_class=6)
         expected, seconds = {}, {}
         for name in names:
             folder = work / name

@@ -106,7 +106,7 @@ def test_the_linear_classifier_is_scikit_learns_on_standardised_features(
     np.testing.assert_allclose(pipeline.predict_proba(x_val), alone.predict_proba(x_val), atol=1e-5)
     assert "on 32 x 1472 features" in capsys.readouterr().out
     script("test_model", "--run", run, "--data", tiny, "--explain")
-    assert (run / "test" / "layer_importance.png").exists()
+    assert (run / "test" / "layer_importance.csv").exists()
     assert not (run / "test" / "explained").exists()
 
 
@@ -125,7 +125,7 @@ def test_the_linear_classifier_takes_the_best_c_on_validation(
     assert metrics["C"] == pipeline[-1].C
     assert pipeline.score(x_val, y_val) == best
     # interrupted between two, it ends with the same figures, as it walks the path again
-    save, left = classifiers.save_confusion, [4]
+    save, left = classifiers.write_json, [4]
 
     def stop(*given):
         left[0] -= 1
@@ -133,7 +133,7 @@ def test_the_linear_classifier_takes_the_best_c_on_validation(
             raise KeyboardInterrupt
         save(*given)
 
-    monkeypatch.setattr(classifiers, "save_confusion", stop)
+    monkeypatch.setattr(classifiers, "write_json", stop)
     with pytest.raises(KeyboardInterrupt):
         script(*command, "--out", "cut")
     script(*command, "--out", "cut")
@@ -147,7 +147,6 @@ def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     tiny, workdir, features, script, monkeypatch
 ):
     monkeypatch.setattr("transfer.features.build_network", None)
-    monkeypatch.setattr("transfer.classifiers.save_confusion", lambda *_: None)  # 54 pictures
     opened = []
     watched = lambda *given: opened.append(given[2]) or load_features(*given)  # noqa: E731
     monkeypatch.setattr("transfer.features.load_features", watched)
@@ -207,3 +206,41 @@ def test_features_without_a_layer_or_folder_are_named(tiny, workdir, features, s
 def test_a_flag_of_another_classifier_is_refused(flags, message):
     with pytest.raises(BadInput, match=message):
         random_forest.parse_args(flags)
+
+
+@pytest.mark.parametrize("classifier", ["forest", "linear"])
+def test_balanced_is_scikit_learns(tiny, workdir, features, script, classifier):
+    flags = ("--trees", "10") if classifier == "forest" else ("--c", "0.01")
+    script(
+        "random_forest",
+        "--data",
+        tiny,
+        "--classifier",
+        classifier,
+        *flags,
+        "--layers",
+        "last",
+        "--balanced",
+    )
+    run = only_run(workdir)
+    assert run.name.startswith(f"tiny-{classifier}-none-last-balanced")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 6)).astype("float32"), np.repeat([0, 1, 2], [60, 15, 5])
+    given = {"C": 0.01} if classifier == "linear" else {"min_samples_leaf": 2, "n_estimators": 10}
+    settings = [given | {"class_weight": "balanced"}]
+    ((pipeline, row, _),) = classifiers.fit_classifiers(settings, (x, y), (x, y), False, 3)
+    if classifier == "linear":
+        alone = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, **settings[0]))
+    else:
+        alone = RandomForestClassifier(random_state=3, **settings[0])
+    np.testing.assert_allclose(pipeline.predict_proba(x), alone.fit(x, y).predict_proba(x), atol=1e-6)
+    assert row["class_weight"] == "balanced"
+
+
+def test_only_the_classifier_that_is_kept_is_drawn(tiny, workdir, features, script, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(classifiers, "plot_confusion", lambda matrix, *given: drawn.append(matrix))
+    script("random_forest", "--data", tiny, "--classifier", "linear", "--layers", "block5_conv3")
+    metrics = json.loads((only_run(workdir) / "metrics.json").read_text())
+    assert len(drawn) == 1 and len(metrics["forests"]) == len(random_forest.C_PATH)
+    assert np.trace(drawn[0]) / drawn[0].sum() == pytest.approx(metrics["val_accuracy"])

@@ -1,7 +1,12 @@
 """MAMe's metadata, and folders of one's own pictures: data.py."""
 
 import json
+import os
 import shutil
+import sys
+import unicodedata
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,7 +82,7 @@ def test_metadata_in_subfolder_with_bom_and_windows_line_ends(own_tiny):
     ("row", "names"),
     [
         (("a.jpg", "Marble", "M", "train"), "Marble"),
-        (("a.jpg", "Bronze", "M", "training"), "training"),
+        (("a.jpg", "Bronze", "M", "holdout"), "holdout"),
         (("../a.jpg", "Bronze", "M", "train"), "../a.jpg"),
         (("/etc/passwd", "Bronze", "M", "train"), "/etc/passwd"),
         (("train.0.0.jpeg", "Bronze", "M", "test"), "listed twice"),
@@ -219,7 +224,7 @@ def test_a_split_or_a_class_that_is_missing_is_named(tmp_path):
     for split in ("train", "test"):
         for label in CLASSES:
             write_picture(tmp_path / split / label / "0.png", label, 0)
-    with pytest.raises(BadInput, match="none named val"):
+    with pytest.raises(BadInput, match=r"named like splits \(test, train\)"):
         load_dataset(tmp_path)
     for label in CLASSES[1:]:
         write_picture(tmp_path / "val" / label / "0.png", label, 0)
@@ -230,7 +235,7 @@ def test_a_split_or_a_class_that_is_missing_is_named(tmp_path):
 @pytest.mark.parametrize(
     "record",
     [
-        "file,split\nbrick/0.png,train\n",
+        "file,class\nbrick/0.png,brick\n",
         "file,split,seed\nbrick/0.png,dev,0\n",
         "file,split,seed\n../brick/0.png,train,0\n",
         "file,split,seed\nbrick/0.png,train,0\nbrick/0.png,test,0\n",
@@ -275,3 +280,198 @@ def test_two_classes_are_enough(classes, workdir, narrow, script, capsys, comman
 def test_no_lock_is_left_among_the_pictures(classes):
     load_dataset(classes)
     assert {path.name for path in classes.iterdir()} == {*CLASSES, "__MACOSX", "split.csv"}
+
+
+@pytest.mark.parametrize("names", ["train valid test", "train validation test", "Train Val TEST"])
+def test_splits_by_hand_are_known_by_their_usual_names(tmp_path, names, capsys):
+    for number, (split, label) in enumerate(product(names.split(), CLASSES)):
+        write_picture(tmp_path / split / label / f"{number}.png", label, number)
+    write_picture(tmp_path / names.split()[0] / "loose.png", "brick", 99)
+    dataset = load_dataset(tmp_path)
+    assert (dataset.labels, [len(split.files) for split in dataset.splits.values()]) == (CLASSES, [3, 3, 3])
+    assert "1 pictures that lie in no class's folder" in capsys.readouterr().out
+    (tmp_path / names.split()[1]).rename(tmp_path / "wood")
+    with pytest.raises(BadInput, match="named like splits"):  # of which wood would be a class, and so they
+        load_dataset(tmp_path)
+
+
+def test_links_are_followed_and_end(classes, tmp_path):
+    (classes / "slate").rename(tmp_path / "elsewhere")
+    (classes / "slate").symlink_to(tmp_path / "elsewhere")
+    (classes / "brick" / "up").symlink_to(classes)
+    assert len(files_of(load_dataset(classes))["train"]) == 21
+    (classes / "brick" / "up").unlink()
+    (classes / "granite").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match=r"The link .*granite leads nowhere"):
+        load_dataset(classes)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(classes, monkeypatch):
+    listed = os.listdir  # root may list everything, so its rights are no test
+
+    def refuse(folder):
+        if Path(folder).name == "slate":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(BadInput, match=r"slate cannot be listed: Permission denied"):
+        load_dataset(classes)
+
+
+def test_results_among_the_pictures_are_no_class(classes, script, capsys):
+    shutil.copytree(classes / "slate", classes / "results")
+    (classes / "results" / "config.json").write_text('{"script": "finetune.py", "arguments": {}}')
+    assert load_dataset(classes).labels == CLASSES
+    assert "results, which holds a run of these scripts" in capsys.readouterr().out
+    for name in ("finetune", "random_forest", "extract_features", "train_pretrained"):
+        with pytest.raises(BadInput, match=r"--out .*run lies among the pictures"):
+            script(name, "--data", classes, "--weights", "none", "--out", classes / "run")
+
+
+def test_edited_and_copied_pictures_are_told_apart(classes, tmp_path):
+    before = load_dataset(classes)
+    shutil.copytree(classes, tmp_path / "copy" / "walls")  # with the times
+    assert load_dataset(tmp_path / "copy" / "walls").pictures == before.pictures
+    path = classes / "brick" / "0.png"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # what a tool leaves that keeps the size
+    after = load_dataset(classes)
+    assert after.fingerprint == before.fingerprint and after.pictures != before.pictures
+
+
+def test_views_of_one_object_stay_together(tmp_path, capsys):
+    for label, item, view in product(CLASSES, range(10), "ab"):
+        number = item + 100 * (view == "b")
+        write_picture(tmp_path / "objects" / label / f"chair {item}" / f"{view}.png", label, number)
+        write_picture(tmp_path / "names" / label / f"chair{item}_{view}.png", label, number)
+    dataset = load_dataset(tmp_path / "objects")
+    place = {file.rpartition("/")[0]: split for split, files in files_of(dataset).items() for file in files}
+    assert sum(map(len, files_of(dataset).values())) == 2 * len(place)
+    for split, files in files_of(dataset).items():
+        assert len(files) == {"train": 42, "val": 6, "test": 12}[split]
+        assert {place[file.rpartition("/")[0]] for file in files} == {split}
+    write_picture(tmp_path / "objects" / "brick" / "chair 3" / "new.png", "brick", 999)
+    joined = next(
+        s for s, f in files_of(load_dataset(tmp_path / "objects")).items() for x in f if "new" in x
+    )
+    assert joined == place["brick/chair 3"]
+    assert "look like views" not in capsys.readouterr().out
+    load_dataset(tmp_path / "names")
+    assert "look like views of one object" in capsys.readouterr().out
+    for item in range(2, 10):
+        shutil.rmtree(tmp_path / "objects" / "slate" / f"chair {item}")
+    (tmp_path / "objects" / "split.csv").unlink()
+    with pytest.raises(BadInput, match="'slate' .* has 2 pictures or objects"):
+        load_dataset(tmp_path / "objects")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_large_object_leaves_no_split_empty(tmp_path, seed):
+    for label in CLASSES:
+        for number in range(23):
+            below = "big" if number > 2 else f"small {number}"
+            write_picture(tmp_path / label / below / f"{number}.png", label, number)
+    dataset = load_dataset(tmp_path, seed)
+    assert all(supports(dataset, "train")[label] >= 20 for label in CLASSES)
+    assert all(supports(dataset, split)[label] for split in ("val", "test") for label in CLASSES)
+
+
+def test_copies_stay_together_and_are_named(classes, capsys):
+    for number in range(4):
+        shutil.copy(classes / "brick" / "0.png", classes / "brick" / f"copy{number}.png")
+        shutil.copy(classes / "linen" / f"{2 * number}.png", classes / "slate" / f"linen{number}.png")
+    place = {file: split for split, files in files_of(load_dataset(classes)).items() for file in files}
+    assert len({place["brick/0.png"], *(place[f"brick/copy{number}.png"] for number in range(4))}) == 1
+    for number in range(4):
+        assert place[f"linen/{2 * number}.png"] == place[f"slate/linen{number}.png"]
+    out = capsys.readouterr().out
+    assert "Warning: 4 pictures lie in several classes" in out and "linen/0.png = slate/linen0.png" in out
+    assert "several splits" not in out
+    shutil.copytree(classes / "slate", classes.parent / "by hand" / "train" / "slate")
+    shutil.copytree(classes / "brick", classes.parent / "by hand" / "train" / "brick")
+    for split in ("val", "test"):
+        shutil.copytree(classes.parent / "by hand" / "train", classes.parent / "by hand" / split)
+    load_dataset(classes.parent / "by hand")
+    assert "several splits, byte for byte: test/brick/" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
+def test_names_that_are_not_utf8(classes, workdir, narrow, script):
+    sys.stdout.reconfigure(errors="backslashreplace")  # as `run_script` does
+    for label in CLASSES:  # in all three splits, whichever picture it is
+        for path in sorted((classes / label).glob("[0-9].*")):
+            os.rename(path, os.fsencode(path.parent) + b"/K\xf6ln" + os.fsencode(path.name))
+    flags = ("--image-size", "32", "--weights", "none")
+    script("random_forest", "--data", classes, *flags, "--layers", "conv", "--trees", "2", "--out", "run")
+    script("test_model", "--run", "run")
+    script("test_model", "--run", "run", "--predict", classes / "brick")
+    assert "K\\udcf6ln0.png" in (classes / "split.csv").read_text(encoding="utf-8")
+    lines = (workdir / "run" / "predicted" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {Path(json.loads(line)["file"]).exists() for line in lines} == {True}
+    assert len(lines) == 10 and len(read_rows(workdir / "run" / "test" / "predictions.csv")) == 6
+
+
+def test_two_forms_of_one_letter_are_one_class(classes):
+    (classes / "slate").rename(classes / unicodedata.normalize("NFD", "Möbel"))
+    labels = load_dataset(classes).labels
+    assert labels == ["Möbel", "brick", "linen"]
+    (classes / unicodedata.normalize("NFD", "Möbel")).rename(classes / "Möbel")  # as a zip leaves it
+    again = load_dataset(classes)
+    assert again.labels == labels and sum(len(split.files) for split in again.splits.values()) == 30
+    for number in range(5):
+        picture = classes / unicodedata.normalize("NFD", "Möbel") / f"new{number}.png"
+        write_picture(picture, "slate", 100 + number)
+    assert load_dataset(classes).labels == labels
+
+
+def test_a_record_that_a_spreadsheet_wrote_is_read(classes):
+    before = files_of(load_dataset(classes))
+    text = (classes / "split.csv").read_text().replace(",", ";").replace("/", "\\")
+    text = text.replace(";train;", ";Train;").replace("\n", "\r\n") + ";;\r\n"
+    (classes / "split.csv").write_text("\ufeff" + text, encoding="utf-8", newline="")
+    assert files_of(load_dataset(classes)) == before
+    assert (classes / "split.csv").read_text(encoding="utf-8").startswith("\ufeff")  # nothing was drawn
+
+
+def test_kinds_of_pictures_that_are_not_read_are_named(classes, capsys):
+    (classes / "brick" / "raw.CR2").write_bytes(b"II")
+    load_dataset(classes)
+    out = capsys.readouterr().out
+    assert "pictures of kinds that are not read (save them as JPEG, PNG or TIFF): 1 .CR2" in out
+    assert "not pictures by their name: 3 .txt" in out
+
+
+def test_what_of_any_split_cannot_be_read_is_said_before_training(classes, workdir, narrow, script):
+    bad = files_of(load_dataset(classes))["test"][0]
+    (classes / bad).write_bytes(b"GIF89a")
+    small = ("--image-size", "32", "--weights", "none", "--data", classes)
+    for command in (("finetune", "--head", "i"), ("train_pretrained",), ("random_forest", "--trees", "2")):
+        with pytest.raises(BadInput, match=f"(?s)1 images .*{bad}: it is not a picture"):
+            script(*command, *small)
+    assert not (workdir / "runs").exists()
+    (classes / bad).unlink()
+    with pytest.raises(BadInput, match=r"(?s)delete the rows of the 1 that are gone in split.csv.*no such"):
+        script("finetune", "--head", "i", *small)
+    for path in (classes / "slate").rglob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(BadInput, match="No train image of the class 'slate' can be read"):
+        script("finetune", "--head", "i", *small, "--skip-unreadable")
+
+
+def test_an_old_run_is_tested_on_pictures_that_came_and_went(classes, workdir, narrow, script, capsys):
+    small = ("--image-size", "32", "--weights", "none", "--data", classes)
+    command = ("random_forest", *small, "--layers", "conv", "--classifier", "linear", "--c", "0.1")
+    script(*command)
+    gone = files_of(load_dataset(classes))["train"][0]
+    (classes / gone).unlink()
+    for number in range(50, 60):
+        write_picture(classes / "linen" / f"{number}.png", "linen", number)
+    capsys.readouterr()
+    script("test_model")  # bare: the best run there is, and no demo
+    out = capsys.readouterr().out
+    assert "the test split" in out and "study" not in out
+    (report,) = workdir.glob("runs/*/test-*/metrics.json")
+    assert json.loads(report.read_text())["images"] == 8
+    folder = next(path.parent for path in workdir.glob("features/*/train.csv"))
+    with pytest.raises(BadInput, match=r"split.csv.*\(1 are gone, \d+ new"):
+        script(*command, "--features", folder, "--out", "new")

@@ -74,7 +74,7 @@ def test_explanations_are_drawn(tiny, in_runs, script, capsys):
         assert image.width > 1000
         assert np.asarray(image.convert("RGB")).std() > 20
     script("test_model", "--run", FOREST, "--explain", "--predict", *pictures)
-    assert (in_runs / FOREST / "predicted" / "layer_importance.png").exists()
+    assert (in_runs / FOREST / "predicted" / "layer_importance.csv").exists()
     assert "Grad-CAM is for networks" in capsys.readouterr().out
 
 

@@ -18,6 +18,7 @@ import common
 import random_forest
 from transfer import network
 from transfer.screen import BadInput
+from transfer.store import write_json
 from transfer.study import UNFREEZE
 
 RUN = ("--head", "iii", "--epochs", "2")
@@ -177,7 +178,7 @@ def test_a_run_that_another_process_writes_is_left_alone(tiny, workdir, script):
 
 
 def test_extraction_resumes_at_its_last_batch(tiny, workdir, script, monkeypatch):
-    command = ("extract_features", "--data", tiny, "--weights", "none", "--splits", "train")
+    command = ("extract_features", "--data", tiny, "--weights", "none")
     script(*command, "--out", "whole")
     predict, asked = common.keras.Model.predict_on_batch, []
 
@@ -191,7 +192,7 @@ def test_extraction_resumes_at_its_last_batch(tiny, workdir, script, monkeypatch
     with pytest.raises(Unplugged):
         script(*command)
     script(*command)
-    assert asked == [16, 16, 16]
+    assert asked == [16, 16, 16, 12, 16, 6]
     (path,) = workdir.glob("features/*/train.npy")
     assert path.read_bytes() == (workdir / "whole" / "train.npy").read_bytes()
 
@@ -200,12 +201,14 @@ def test_a_grid_goes_on_at_its_last_forest(tiny, workdir, stored_features, scrip
     shutil.copytree(stored_features, workdir / "features" / stored_features.name)
     fitted = []
 
-    def save_confusion(run, name, dataset, row, *_):
-        fitted.append((row["layers"], row["discretize"], row["min_samples_leaf"], row["n_estimators"]))
+    def record(path, rows):
+        keys = ("layers", "discretize", "min_samples_leaf", "n_estimators")
+        fitted.append(tuple(rows[-1][key] for key in keys))
         if len(fitted) in stops:
             raise Unplugged
+        write_json(path, rows)
 
-    monkeypatch.setattr("transfer.classifiers.save_confusion", save_confusion)
+    monkeypatch.setattr("transfer.classifiers.write_json", record)
     monkeypatch.setitem(random_forest.DEFAULTS, "layers", ("all", ("last", "block5_conv3"), None))
     stops = ()
     script("random_forest", "--data", tiny, "--grid", "--out", "whole")

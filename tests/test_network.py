@@ -97,7 +97,7 @@ def test_a_mismatch_is_refused_by_layer_and_shape(pretrained, tmp_path):
     np.testing.assert_array_equal(model.get_layer("block1_conv1").get_weights()[0], before)
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     other.save(tmp_path / "other.keras")
-    with pytest.raises(BadInput, match="no layer block1_conv1"):
+    with pytest.raises(BadInput, match="holds no VGG16"):
         network.load_weights(model, str(tmp_path / "other.keras"), seed=0)
 
 
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_named(tiny, workdir, script, monkeypatch):
         with pytest.raises(BadInput, match=f"--processes does not work on {backend}; use"):
             script("finetune", *flags, "--processes")
     monkeypatch.setattr(network, "current_share", lambda: common.Share(3))
-    with pytest.raises(BadInput, match="--batch-size 16 .* a multiple of 3"):
+    with pytest.raises(BadInput, match="--batch-size 16: choose a multiple of 3"):
         script("finetune", *flags)
     assert not (workdir / "runs").exists()
 
@@ -229,3 +229,71 @@ def test_batch_normalisation_sees_the_whole_batch_on_several_devices(tiny, tmp_p
         averages.append(layer.get_weights()[2:])
     for one, two in zip(*averages):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+def pretrained_as(path, model, other):
+    """Save the convolutions of `model` in another form; `other` is a network of VGG19's layers."""
+    name = path.name
+    if name in ("a.hdf5", "A.H5"):
+        write_official(path, model, with_top=False)
+    elif name == "a.weights.h5":
+        model.save_weights(path)
+    elif name == "nested.keras":
+        inner = keras.Model(model.input, model.get_layer("block5_pool").output, name="vgg16")
+        keras.Sequential([inner, keras.layers.Flatten(), keras.layers.Dense(3)]).save(path)
+    elif name == "nested.weights.h5":
+        keras.Sequential([keras.Input((32, 32, 3)), model, keras.layers.Dense(3)]).save_weights(path)
+    else:
+        (other.save_weights if name == "vgg19.weights.h5" else other.save)(path)
+
+
+FORMS = ["a.hdf5", "A.H5", "a.weights.h5", "nested.keras", "nested.weights.h5"]
+
+
+@pytest.mark.parametrize("name", [*FORMS, "vgg19.keras", "vgg19.h5", "vgg19.weights.h5"])
+def test_vgg16_is_read_in_every_form_and_nothing_else_for_it(pretrained, tmp_path, name):
+    x = pretrained.get_layer("block3_conv3").output
+    x = keras.layers.Conv2D(32, 3, padding="same", name="block3_conv4")(x)
+    for layer in pretrained.layers[[layer.name for layer in pretrained.layers].index("block3_pool") :]:
+        x = layer(x)
+    pretrained_as(tmp_path / name, pretrained, keras.Model(pretrained.input, x))
+    model = common.build_model(32, 4, "gap")
+    if name.startswith("vgg19"):
+        with pytest.raises(BadInput, match=r"vgg19.* holds no VGG16 \(14 convolutions, not its 13\)"):
+            network.load_weights(model, str(tmp_path / name), seed=0)
+        return
+    network.load_weights(model, str(tmp_path / name), seed=0)
+    for layer in common.convolutions(model):
+        kernels = (each.get_layer(layer).get_weights() for each in (model, pretrained))
+        for ours, theirs in zip(*kernels):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.keras"])
+def test_a_truncated_file_says_so(pretrained, tmp_path, name):
+    pretrained.save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 3])
+    with pytest.raises(BadInput, match=f"{name} is truncated"):
+        network.load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.keras"])
+def test_weights_that_are_no_numbers_are_refused(pretrained, tmp_path, name):
+    bias = pretrained.get_layer("block2_conv1").bias
+    bias.assign(np.full(bias.shape, np.nan))
+    pretrained.save(tmp_path / name)
+    with pytest.raises(BadInput, match=r"no numbers \(NaN\): its training diverged"):
+        network.load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
+
+
+def test_a_network_of_someone_elses_gives_its_convolutions_with_our_preprocessing(pretrained, tmp_path):
+    from transfer.features import Source, build_network
+
+    pretrained_as(tmp_path / "nested.keras", pretrained, None)
+    model = build_network(Source(str(tmp_path / "nested.keras"), "conv", 32, 0, "float32"))
+    assert network.input_size(tmp_path / "nested.keras") is None
+    images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3)).astype("float32")
+    outputs = [keras.Model(m.input, m.get_layer("block5_pool").output) for m in (model, pretrained)]
+    ours, theirs = (np.asarray(m.predict_on_batch(images)) for m in outputs)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)

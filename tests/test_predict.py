@@ -93,3 +93,59 @@ def test_folders_are_searched_and_files_named_once(tiny, tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["deep/two.JPG", "one.jpeg", "read.me"]
     assert load_dataset(tiny).labels == MEDIUMS
+
+
+def test_an_interrupted_command_goes_on(tiny, in_runs, script, monkeypatch):
+    command = ("test_model", "--run", NETWORK, "--predict", tiny / "data_256", "--batch-size", "20")
+    script(*command, "--out", "whole", "--cache", "none")
+    decode, asked = predict.decode_all, []
+
+    def watched(paths, size):
+        asked.append(len(paths))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return decode(paths, size)
+
+    monkeypatch.setattr(predict, "decode_all", watched)
+    with pytest.raises(KeyboardInterrupt):
+        script(*command)
+    script(*command)
+    assert asked == [20, 20, 20, 20, 6, 0]  # the second block was being written; nothing is unreadable
+    for name in ("predictions.csv", "predictions.jsonl"):
+        found = (in_runs / NETWORK / "predicted" / name).read_bytes()
+        assert found == (in_runs / "whole" / name).read_bytes()
+
+
+def test_the_confidence_is_the_lowest_that_is_right_often_enough():
+    confidence = [0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.4]
+    right = [True, True, False, True, True, True, False]
+    assert predict.confidence_for(confidence, right, 1.0) == 0.8
+    assert predict.confidence_for(confidence, right, 0.8) == 0.5
+    assert predict.confidence_for(confidence, right, 0.75) == 0.5
+    assert predict.confidence_for(confidence[::-1], right[::-1], 0.7) == 0.4
+    assert predict.confidence_for([0.6, 0.6], [True, False], 0.9) == float("inf")  # equals go together
+
+
+@pytest.mark.parametrize(("run", "pictures"), [(NETWORK, "*.*"), (FOREST, "*.1.?.jpg")])
+def test_without_enough_confidence_the_answer_is_unsure(tiny, in_runs, script, capsys, run, pictures):
+    pictures = sorted((tiny / "data_256").glob(pictures))
+    script("test_model", "--run", run, "--predict", *pictures, "--accept", "0.95")
+    answers = read_json(in_runs / run / "validation.json")
+    assert len(answers["confidence"]) == len(answers["right"]) == 12
+    least = predict.confidence_for(*answers.values(), 0.95)
+    rows = read_rows(in_runs / run / "predicted" / "predictions.csv")
+    for row in rows:
+        expected = row["predicted_1"] if float(row["probability_1"]) >= least - 1e-6 else "unsure"
+        assert row["answer"] == expected or abs(float(row["probability_1"]) - least) < 1e-5
+    assert [line["answer"] for line in read_lines(in_runs / run / "predicted" / "predictions.jsonl")] == [
+        row["answer"] for row in rows
+    ]
+    assert "answer" in capsys.readouterr().out
+    script("test_model", "--run", run, "--accept", "0.95")
+    figures = json.loads((in_runs / run / "test" / "metrics.json").read_text())["accept"]
+    tested = read_rows(in_runs / run / "test" / "predictions.csv")
+    given = [row for row in tested if float(row["probability_1"]) >= least]
+    assert figures["answered"] == pytest.approx(len(given) / len(tested))
+    right = sum(row["true"] == row["predicted_1"] for row in given)
+    assert figures["right"] == (pytest.approx(right / len(given)) if given else None)
+    assert "Answers whose confidence is" in capsys.readouterr().out

@@ -2,16 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from math import comb, sqrt
 
 import numpy as np
 import pytest
 from conftest import COUNTS, MEDIUMS, read_rows, write_csv
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
 from transfer import report
 from transfer.data import load_dataset
 from transfer.images import load_images
+from transfer.plots import fonts_for, plot_confusion
 from transfer.screen import BadInput
 
 RUNS = ("runs/tiny-forest-none-all-trees12-leaf2", "runs/tiny-finetune-i-none")
@@ -136,7 +139,7 @@ def test_what_does_not_fit_is_refused(tiny, own_tiny, in_runs, script):
         script("test_model", "--run", run, "--data", root)
     path = in_runs / run / "model.keras"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(BadInput, match="not a whole .keras model"):
+    with pytest.raises(BadInput, match="model.keras is truncated"):
         script("test_model", "--run", run, "--data", tiny)
 
 
@@ -197,3 +200,35 @@ def test_runs_of_two_datasets_are_not_compared(in_runs, script):
     path.write_text(json.dumps(config))
     with pytest.raises(BadInput, match="two datasets"):
         script("test_model", "--compare", *RUNS)
+
+
+@pytest.mark.parametrize(("counts", "first"), [((4, 1), "balanced accuracy"), ((3, 1), "accuracy")])
+def test_balanced_accuracy_comes_first_where_classes_are_unequal(tiny, capsys, counts, first):
+    dataset, labels = load_dataset(tiny), np.repeat([0, 1, 2, 3], [counts[0], *[counts[1]] * 3])
+    split = dataset.splits["test"]
+    rows = np.concatenate([np.flatnonzero(split.labels == n)[: np.sum(labels == n)] for n in range(4)])
+    dataset = replace(dataset, splits={**dataset.splits, "test": split.take(rows)})
+    tested = report.evaluate(dataset, {file: np.eye(4)[0] for file in split.files[rows].tolist()})
+    report.print_report(tested.figures, dataset)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "accuracy  " in line]
+    assert lines[0].startswith(first + " ")
+
+
+def test_large_matrices_are_drawn_in_little_time_and_size(tmp_path):
+    labels = [f"class {number}" for number in range(150)]
+    plot_confusion(np.ones((150, 150), int), labels, tmp_path / "a.png", "title", None)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert max(picture.size) < 4000
+
+
+def test_letters_that_no_font_has_are_said_once(tmp_path, capsys, recwarn):
+    for name in (
+        "a",
+        "b",
+    ):  # STIX, which matplotlib brings along, has the first of these, and none the second
+        plot_confusion(
+            np.eye(2, dtype=int), ["\u27fc \ue154", "\U00013000"], tmp_path / f"{name}.png", "", None
+        )
+    assert capsys.readouterr().out.count("No font here has the letters \U00013000") == 1
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    assert any("STIX" in name for name in fonts_for(frozenset("\ue154")))

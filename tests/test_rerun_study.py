@@ -24,7 +24,7 @@ def called(script, monkeypatch, narrow):
         script(name.removesuffix(".py"), *flags)
 
     monkeypatch.setattr(rerun_study, "call", call)
-    monkeypatch.setattr("transfer.classifiers.save_confusion", lambda *_: None)
+    monkeypatch.setattr("transfer.classifiers.plot_confusion", lambda *_: None)
     monkeypatch.setitem(__import__("random_forest").DEFAULTS, "trees", ((100,), (50,), "forest"))
     return commands
 
@@ -101,3 +101,18 @@ def test_a_command_that_fails_ends_it(tiny, workdir, monkeypatch):
         rerun_study.main(["--data", str(tiny)])
     with pytest.raises(BadInput, match="--seeds instead of --seed"):
         rerun_study.main(["--data", str(tiny), "--seed", "3"])
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_runs(tiny, workdir, script, called):
+    from test_network import write_official
+
+    import common
+
+    model = common.build_model(32, 4, "fc")
+    write_official(workdir / "top.h5", model, with_top=True)
+    model.save(workdir / "own.keras")
+    with pytest.raises(BadInput, match="name imagenet, none or an .h5"):
+        script("rerun_study", "--data", tiny, "--weights", "own.keras")
+    with pytest.raises(BadInput, match=r"dense layers of top\.h5 take images of 224 pixels alone"):
+        script("rerun_study", "--data", tiny, "--weights", "top.h5")
+    assert called == [] and not (workdir / "runs").exists()

@@ -4,9 +4,12 @@ import importlib
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 from conftest import ROOT
@@ -14,8 +17,8 @@ from conftest import ROOT
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
-def run(*command, cwd):
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+def run(*command, cwd, **more):
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **more}
     script, *arguments = map(str, command)
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
@@ -64,7 +67,7 @@ def test_help_imports_nothing_heavy(script, tmp_path):
         ("finetune.py", "--augment", "--final-augment"),
         ("random_forest.py", "--data", "nowhere"),
         ("random_forest.py", "--trees", "0"),
-        ("extract_features.py", "--splits", "validation"),
+        ("extract_features.py", "--part", "3/2"),
         ("test_model.py", "--run", "nowhere", "--data", "nowhere"),
         pytest.param(
             ("get_data.py", "mame", "--url", "http://127.0.0.1:9", "--data", "here"), marks=pytest.mark.slow
@@ -78,3 +81,49 @@ def test_bad_input_is_one_sentence_and_status_2(command, tmp_path):
     assert "Traceback" not in done.stderr
     assert "error: " in done.stderr.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("backend", "reason"), [("torch", "No module named 'torch'"), ("jaxx", "jaxx")])
+@pytest.mark.parametrize("script", ["extract_features.py", "test_model.py"])
+def test_a_backend_that_is_not_there_is_named(script, backend, reason, tmp_path):
+    if backend == "torch" and find_spec("torch"):
+        pytest.skip("torch is installed")
+    done = run(script, cwd=tmp_path, KERAS_BACKEND=backend)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"Keras cannot be loaded ({reason}" in done.stderr or reason in done.stderr.splitlines()[-1]
+    assert "set KERAS_BACKEND to tensorflow, jax or torch" in done.stderr
+
+
+@pytest.mark.slow
+def test_output_of_another_encoding_and_a_reader_that_has_enough(tiny, tmp_path):
+    for label in ("\u91d1\u5c5e", "wood"):
+        shutil.copytree(tiny / "data_256", tmp_path / "own" / label)
+    flags = ("--image-size", "32", "--weights", "none", "--layers", "block1_conv1", "--trees", "2")
+    command = ("random_forest.py", "--data", "own", *flags)
+    done = run(*command, cwd=tmp_path, PYTHONIOENCODING="cp1252")
+    assert done.returncode == 0, done.stderr
+    done = run("test_model.py", cwd=tmp_path, PYTHONIOENCODING="cp1252")
+    assert done.returncode == 0 and "\\u91d1\\u5c5e" in done.stdout
+    command = " ".join([sys.executable, str(ROOT / command[0]), *command[1:]])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -2; exit ${{PIPESTATUS[0]}}"], cwd=tmp_path, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.slow
+def test_control_c_while_keras_is_imported_says_so(tmp_path):
+    def heed_control_c():  # a shell has what it runs in the background ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    command = [sys.executable, str(ROOT / "test_model.py")]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_control_c
+    )
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (
+        130,
+        "\ntest_model.py: interrupted; run the same command again to resume.\n",
+    )

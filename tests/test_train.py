@@ -13,7 +13,7 @@ import common
 import finetune
 from transfer import features, flags, network
 from transfer.data import load_dataset
-from transfer.images import load_images
+from transfer.images import Rows, load_images
 from transfer.screen import BadInput
 from transfer.study import UNFREEZE
 from transfer.train import Resume, Step, fine_tuning_rows, new_optimizer, plan_steps, train_step
@@ -176,8 +176,8 @@ def test_several_steps_at_once_train_the_same(tiny, tmp_path, monkeypatch, capsy
 
     history, arrays, seen = trained(tmp_path / "single")
     assert {5, 10, 15} <= seen
-    monkeypatch.setattr("transfer.network.STEPS_AT_ONCE", 3)
-    monkeypatch.setattr("transfer.network.accelerators", lambda backend: ["a GPU"])
+    monkeypatch.setattr("transfer.train.STEPS_AT_ONCE", 3)
+    monkeypatch.setattr("transfer.train.accelerators", lambda backend: ["a GPU"])
     history_at_once, arrays_at_once, seen = trained(tmp_path / "at-once")
     assert seen - {0} == {15, 30, 32}  # of seven batches; Keras looked after three, six and all
     assert history_at_once == history
@@ -256,7 +256,7 @@ def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(tiny, workdir,
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
     script("test_model", "--data", tiny, "--run", run)
     assert json.loads((run / "test" / "metrics.json").read_text())["images"] == 22
-    flags = ("--data", tiny, "--weights", run, "--layers", "last", "--splits", "val")
+    flags = ("--data", tiny, "--weights", run, "--layers", "last")
     script("extract_features", *flags, "--precision", "bfloat16")
     script("extract_features", *flags)
     one, two = (np.load(path) for path in sorted((workdir / "features").glob("*/val.npy")))
@@ -302,3 +302,63 @@ def test_a_cosine_rises_and_falls_to_nothing():
     assert rates[10:] == pytest.approx(expected, abs=1e-6)
     one = new_optimizer(dataclasses.replace(planned, epochs=1), 1)  # too short for a warm-up
     assert float(one._learning_rate(0)) == pytest.approx(0.4)
+
+
+def test_a_training_that_diverges_ends_with_a_sentence_and_keeps_nothing(tiny, workdir, narrow, script):
+    command = ("finetune", "--data", tiny, "--head", "iii", "--unfreeze", "all", "--epochs", "2")
+    for _ in range(2):  # the same command again ends in the same way
+        with pytest.raises(BadInput, match=r"diverged in epoch 1 .*nan.*lower --learning-rate"):
+            script(*command, "--fine-tune-learning-rate", "1e30", "--fine-tune-epochs", "2")
+    run = only_run(workdir)
+    assert not (run / "metrics.json").exists()
+    network.load_model(run / "model.keras")  # of the first step; it holds numbers
+    assert len(read_rows(run / "history.csv")) == 2
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_resumed_step_goes_on_in_the_way_it_began(tiny, workdir, narrow, script, monkeypatch, room):
+    """On activations or on images, though the disk has no room by now, or has it again."""
+    command = ("finetune", "--data", tiny, "--head", "iii", "--epochs", "3")
+    monkeypatch.setattr(features, "MOST_OF_DISK", room)
+    script(*command, "--out", "whole")
+    end_epoch = Resume.end_epoch
+
+    def stop(self, *given):
+        end_epoch(self, *given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Resume, "end_epoch", stop)
+        script(*command, "--out", "cut")
+    assert json.loads((workdir / "cut" / "resume" / "state.json").read_text())["activations"] == room
+    for path in workdir.glob("data/cache/*pool*"):
+        path.unlink()
+    monkeypatch.setattr(features, "MOST_OF_DISK", not room)
+    script(*command, "--out", "cut")
+    assert (workdir / "cut" / "history.csv").read_bytes() == (
+        workdir / "whole" / "history.csv"
+    ).read_bytes()
+
+
+def test_balanced_classes_count_alike(tiny, tmp_path, narrow):
+    labels = np.array([0] * 12 + [1] * 3 + [2])
+    batches = common.Batches(np.zeros((16, 2)), labels, 16, seed=0)
+    batches.class_weights = np.array([16 / 36, 16 / 9, 16 / 3], "float32")
+    _, y, weights = batches[0]
+    assert [weights[y == label].sum() for label in range(3)] == pytest.approx([16 / 3] * 3)
+    shared = common.Batches(np.zeros((16, 2)), labels, 10, share=common.Share(4, whole_batches=True))
+    shared.class_weights = batches.class_weights
+    assert shared[1][2] == pytest.approx([16 / 36] * 2 + [16 / 9] * 3 + [16 / 3, 0, 0])
+    model, dataset = make(tiny, tmp_path)
+    rows = np.concatenate(
+        [np.flatnonzero(dataset.splits["train"].labels == n)[: 8 - 2 * n] for n in range(4)]
+    )
+    split = dataset.splits["train"]
+    fewer = split.take(rows)._replace(images=Rows(split.images, rows))
+    unequal = dataclasses.replace(dataset, splits={**dataset.splits, "train": fewer})
+    before = model.get_weights()
+    losses = []
+    for balanced in (False, True):
+        model.set_weights(before)
+        losses.append(train(model, step(balanced=balanced), unequal, tmp_path / str(balanced))[0]["loss"])
+    assert losses[0] != losses[1]

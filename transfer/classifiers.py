@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,18 @@ from common import discretize
 from transfer.features import take_layers
 from transfer.plots import plot_confusion
 from transfer.screen import BadInput, percent, progress
-from transfer.store import read_json, write_atomically, write_csv, write_json
+from transfer.store import read_csv, read_json, write_atomically, write_csv, write_json
+
+# of a forest that grows: "balanced" would be other weights if it were fitted on other labels
+warnings.filterwarnings("ignore", message="class_weight presets")
 
 
 def fit_all(plan, dataset, stored, columns, run, seed):
     """Fit every setting of `plan`, each recorded as it ends; returns their rows of metrics. plan: {(layers,
     discretize): settings as `fit_classifiers` takes them}. stored: {"train": (features, labels), "val":
-    ...} of all layers, whose `columns` features.json lists. Writes the best one's pipeline, and a confusion
-    matrix (PNG, and CSV of counts) for each classifier on the validation split. RUN/forests.json says which
-    are finished: an interrupted run fits the others."""
-    state, several = run / "forests.json", sum(map(len, plan.values())) > 1
+    ...} of all layers, whose `columns` features.json lists. Writes the best one's pipeline and confusion
+    matrix of val (PNG, CSV). RUN/forests.json says which are finished: a rerun fits the others."""
+    state = run / "forests.json"
     rows = read_json(state) if state.exists() else []
     for (layers, discretized), planned in plan.items():
         chosen = {"layers": layers, "discretize": discretized}
@@ -33,7 +36,7 @@ def fit_all(plan, dataset, stored, columns, run, seed):
         settings = [setting for setting in planned if setting not in done]
         if settings and "C" in planned[0]:
             settings = planned  # each begins where the one before ended, so all are fitted again
-        if settings and several:
+        if settings and len(plan) > 1:
             print(f"{layers}{', discretized' * discretized}: {len(settings)} to fit", flush=True)
         train, val = ((take_layers(x, columns, layers), y) for x, y in stored.values())
         for pipeline, row, predicted in fit_classifiers(settings, train, val, discretized, seed):
@@ -42,44 +45,30 @@ def fit_all(plan, dataset, stored, columns, run, seed):
                 continue
             if best_row([*rows, row]) is row:
                 write_atomically(run / "pipeline.skops", skops.io.dumps(pipeline))
-            name = f"confusion_val/{name_of(row)}" if several else "confusion_val"
-            save_confusion(run, name, dataset, row, confusion_matrix(val[1], predicted))
+                counts = confusion_matrix(val[1], predicted, labels=range(len(dataset.labels)))
+                cells = [dict(zip(dataset.labels, map(int, row))) for row in counts]
+                cells = [{"true": label, **row} for label, row in zip(dataset.labels, cells)]
+                write_csv(run / "confusion_val.csv", [{**row, "dataset": dataset.name} for row in cells])
             rows.append(row)
             write_json(state, rows)  # last: a classifier that it does not list is fitted again
+    counts = [row[1:-1] for row in read_csv(run / "confusion_val.csv", "delete this run and fit again")[1:]]
+    title = f"{run.name}, validation: {percent(best_row(rows)['val_accuracy'])}"
+    plot_confusion(np.array(counts, int), dataset.labels, run / "confusion_val.png", title, dataset.notice)
     return rows
 
 
 def best_row(rows):
-    """The row of the best val_accuracy, whose pipeline is kept: of equals the more regularised linear
-    classifier, or the larger forest."""
+    """The row of the best val_accuracy: of equals the more regularised linear one, or the larger forest."""
     return max(reversed(rows), key=lambda row: (row["val_accuracy"], -row.get("C", 0)))
-
-
-def name_of(row):
-    """One setting as part of a file's name."""
-    if "C" in row:
-        return f"{row['layers']}-linear-c{row['C']:g}"
-    setting = f"{row['layers']}-leaf{row['min_samples_leaf']}-trees{row['n_estimators']}"
-    return setting + "-discretized" * row["discretize"]
-
-
-def save_confusion(run, name, dataset, row, counts):
-    """Write one classifier's confusion matrix on the validation split as PNG and as CSV of counts."""
-    (run / name).parent.mkdir(exist_ok=True)
-    title = f"{run.name}, validation: {percent(row['val_accuracy'])}"
-    plot_confusion(counts, dataset.labels, run / f"{name}.png", title, dataset.notice)
-    cells = [{"true": label, **dict(zip(dataset.labels, c))} for label, c in zip(dataset.labels, counts)]
-    write_csv(run / f"{name}.csv", [{**row, "dataset": dataset.name} for row in cells])
 
 
 def fit_classifiers(settings, train, val, discretized, seed):
     """Fit a classifier for each setting; yields (Pipeline, row of metrics, val predictions). settings:
-    dicts, all with "C" (multinomial logistic regression on standardised features; each begins where the one
-    before ended) or all with "min_samples_leaf" and "n_estimators" (a forest), those of one leaf together
-    and by their number of trees: a forest's first 12 trees are the forest of 12 trees of the same seed, so
-    larger ones grow from smaller ones. train, val: (features float32 (n, n_features), labels (n,)).
-    discretized: the full-network embedding comes first. StandardScaler keeps the training split's
-    statistics, and divides a feature that never varies by 1: such a feature becomes 0 everywhere."""
+    dicts of scikit-learn's names, all with "C" (multinomial logistic regression on standardised features;
+    each begins where the one before ended) or all with "min_samples_leaf" and "n_estimators" (a forest),
+    those of one leaf together and by their number of trees: larger forests of a seed grow from smaller
+    ones. train, val: (features float32 (n, n_features), labels (n,)). discretized: the full-network
+    embedding comes first. StandardScaler makes a feature that never varies 0 everywhere."""
     (x, y), (x_val, y_val), classifier = train, val, None
     name = "linear" if settings and "C" in settings[0] else "forest"
     steps = [("standardise", StandardScaler())] * (discretized or name == "linear")
@@ -115,8 +104,7 @@ TRUSTED_TYPES = {
 
 
 def load_pipeline(path):
-    """A pipeline that `fit_all` wrote with skops, without pickle; BadInput where the file is damaged, or
-    holds anything but a pipeline's types."""
+    """A pipeline that `fit_all` wrote; BadInput where it is damaged or holds other types, as pickle can."""
     try:
         content = Path(path).read_bytes()
         unknown = set(skops.io.get_untrusted_types(data=content)) - TRUSTED_TYPES

@@ -10,16 +10,21 @@ in folders named after their classes, and folders below those as you like:
 
     DIR/{train,val,test}/CLASS/*     split by hand
     DIR/CLASS/*                      split at first use, class by class, as DIR/split.csv records
+    DIR/CLASS/OBJECT/*               several views of one object, which stay in one split, as copies do
 
-Names that begin with a dot or '__' are passed over, as are files that are not pictures by their name.
+Names that begin with a dot or '__' are passed over, as are results of these scripts and files that are not
+pictures by their name.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +32,7 @@ import numpy as np
 
 from transfer.demo import write_demo
 from transfer.screen import BadInput
-from transfer.store import lock_of, locked, read_csv, read_json, write_csv
+from transfer.store import lock_of, locked, printable, read_csv, read_json, short_name, write_csv
 from transfer.study import SPLITS
 
 DEFAULT_DATA = Path("data/mame")
@@ -37,8 +42,12 @@ MAME_NAMES = ("data_256", "MAMe_metadata", "MAMe_dataset.csv", "MAMe_labels.csv"
 MAME_DEFAULTS = {"name": "mame", "notice": None, "image_size": 224, "weights": "imagenet", "batch_size": 32}
 MAME_DEFAULTS |= {"learning_rate": 1e-4, "fine_tune_learning_rate": 1e-5, "pretrain_learning_rate": 1e-4}
 MAME_DEFAULTS |= {"epochs": 100, "fine_tune_epochs": 100, "pretrain_epochs": 100}
-PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+PICTURES = "avif bmp gif heic heif hif j2k jfif jp2 jpe jpeg jpf jpg jpx pgm png pnm ppm tga tif tiff webp"
+UNREAD_PICTURES = "arw cr2 cr3 dng eps exr hdr ico jxl nef orf pcx pdf pef psb psd raf raw rw2 svg wmf xcf"
 HIDDEN = (".", "__")  # how the names of what is passed over begin
+SPLIT_NAMES = {split: split for split in SPLITS}  # in any letter case, as folders and in split.csv
+SPLIT_NAMES |= {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+VIEW = re.compile(r"(.+?)[ _-]+\(?(\d{1,2}|[a-zA-Z])\)?")  # of an object, as the stem of a file's name
 RECORD, RECORD_COLUMNS = "split.csv", ["file", "split", "seed"]
 SPLIT_SHARES = {"test": 0.2, "val": 0.1}  # of a class, at least one picture each; the rest trains
 
@@ -67,6 +76,7 @@ class Dataset:
     splits: dict  # split name -> Split
     defaults: dict
     fingerprint: str  # of the metadata, whichever images can be read: see `fingerprint_of`
+    pictures: str  # fingerprint of the files' times as well: pictures may be edited, and copied elsewhere
     skipped: list = ()  # files that could not be read and were left out
 
     @property
@@ -90,42 +100,52 @@ class Dataset:
 
 def load_dataset(data, seed=0):
     """Read the dataset in folder `data`; None means data/mame, or the demo where that is missing. seed: of
-    the split of folders that have none yet. Returns a Dataset; no image is opened. BadInput for a folder,
-    CSV file or row that cannot be used."""
-    if data is None:
-        data = DEFAULT_DATA if DEFAULT_DATA.exists() else demo_dataset()
-    root = Path(data)
+    the split of folders that have none yet. Returns a Dataset. BadInput for what cannot be used."""
+    root = Path(data or (DEFAULT_DATA if DEFAULT_DATA.exists() else DEMO_DATA))
+    if data is None and root == DEMO_DATA:
+        print(f"There is no MAMe in {DEFAULT_DATA} (see get_data.py), so the demo is used.", flush=True)
+        if not root.exists():
+            with contextlib.suppress(BadInput):  # another command has just drawn it
+                write_demo(root)
     if not root.is_dir():
-        advice = f"name another with --data, or make one with `python get_data.py mame --data {root}`"
-        raise BadInput(f"There is no dataset folder {root}; {advice}.")
+        raise BadInput(f"There is no dataset folder {root}; name another, or `python get_data.py mame`.")
     if any((root / name).exists() for name in MAME_NAMES):
-        image_folder, defaults = root / "data_256", read_defaults(root)
-        labels = read_labels(find_metadata(root, "MAMe_labels.csv"))
-        rows = read_rows(find_metadata(root, "MAMe_dataset.csv"), labels, image_folder)
+        image_folder, path = root / "data_256", root / "defaults.json"
+        own = read_json(path) if path.exists() else {}  # the demo has one
+        if not isinstance(own, dict) or not set(own) <= set(MAME_DEFAULTS):
+            raise BadInput(f"{path} may hold these settings and no others: {', '.join(MAME_DEFAULTS)}.")
+        defaults = MAME_DEFAULTS | own
+        metadata = root if (root / "MAMe_dataset.csv").exists() else root / "MAMe_metadata"
+        labels = read_labels(metadata / "MAMe_labels.csv")
+        rows = read_rows(metadata / "MAMe_dataset.csv", labels, image_folder)
     else:
-        image_folder, defaults = root, MAME_DEFAULTS | {"name": root.absolute().name or "pictures"}
+        image_folder = root
+        defaults = MAME_DEFAULTS | {"name": short_name(root.absolute().name) or "pictures"}
         labels, rows = read_folders(root, seed)
     splits = {split: Split(*map(np.array, zip(*of_split))) for split, of_split in rows.items()}
-    return Dataset(root, image_folder, labels, splits, defaults, fingerprint_of(labels, splits))
+    fingerprints = [fingerprint_of(labels, splits, times) for times in (False, True)]
+    return Dataset(root, image_folder, labels, splits, defaults, *fingerprints)
 
 
-def fingerprint_of(labels, splits):
-    """sha256 over split, file name, class and size in bytes of every row."""
+def fingerprint_of(labels, splits, times=False):
+    """sha256 over split, file name, class and size in bytes of every row, and perhaps time of change."""
     digest = hashlib.sha256(json.dumps(labels).encode())
     for name, split in splits.items():
-        for file, label, (size, _) in zip(split.files, split.labels, split.stamps):
-            digest.update(f"{name}\t{file}\t{label}\t{size}\n".encode())
+        for file, label, (size, time) in zip(split.files, split.labels, split.stamps):
+            row = f"{name}\t{same_name(file)}\t{label}\t{size}\n" + f"{time}\n" * times
+            digest.update(row.encode())
     return digest.hexdigest()
 
 
-def demo_dataset():
-    """Folder of the demo dataset, drawn first where it is not there yet."""
-    print(f"There is no MAMe in {DEFAULT_DATA}, so the demo dataset in {DEMO_DATA} is used instead.")
-    print("For MAMe itself: python get_data.py mame", flush=True)
-    if not DEMO_DATA.exists():
-        with contextlib.suppress(BadInput):  # another command has just drawn it
-            write_demo(DEMO_DATA)
-    return DEMO_DATA
+def same_name(name):
+    """A name as it is compared: with one form of letters like ö, of which systems write two (NFC)."""
+    return unicodedata.normalize("NFC", printable(name))
+
+
+def class_of(file):
+    """The class of a picture by its path, CLASS/... or, of a split by hand, SPLIT/CLASS/..."""
+    first, second, *_ = same_name(file).split("/")
+    return second if first.lower() in SPLIT_NAMES else first
 
 
 def file_stamp(entry):
@@ -137,23 +157,6 @@ def file_stamp(entry):
     return status.st_size, status.st_mtime_ns
 
 
-def find_metadata(root, name):
-    """Path of a metadata file in `root` or `root`/MAMe_metadata; BadInput where there is none."""
-    for path in (root / name, root / "MAMe_metadata" / name):
-        if path.is_file():
-            return path
-    raise BadInput(f"{root} has no {name}, nor MAMe_metadata/; `python get_data.py mame` fetches it.")
-
-
-def read_defaults(root):
-    """MAMe's settings, with those of `root`/defaults.json (the demo has one) in their place."""
-    path = root / "defaults.json"
-    own = read_json(path) if path.exists() else {}
-    if not isinstance(own, dict) or not set(own) <= set(MAME_DEFAULTS):
-        raise BadInput(f"{path} may hold these settings and no others: {', '.join(MAME_DEFAULTS)}.")
-    return MAME_DEFAULTS | own
-
-
 def read_labels(path):
     """Class names in the official order, from rows `index,medium` (no header)."""
     names = {}
@@ -161,10 +164,8 @@ def read_labels(path):
         if len(row) != 2 or not row[0].strip().isdecimal() or not row[1].strip():
             raise BadInput(f"{path}, row {number}: expected 'index,medium', found {','.join(row)!r}.")
         names[int(row[0])] = row[1].strip()
-    if sorted(names) != list(range(len(names))) or len(set(names.values())) < len(names):
-        raise BadInput(f"{path} must number its mediums 0, 1, 2 ... without a gap or a repetition.")
-    if len(names) < 2:
-        raise BadInput(f"{path} names {len(names)} mediums; a classifier needs two or more.")
+    if sorted(names) != list(range(max(2, len(names)))) or len(set(names.values())) < len(names):
+        raise BadInput(f"{path} must number two or more mediums 0, 1 ... without a gap or a repetition.")
     return [names[index] for index in range(len(names))]
 
 
@@ -180,26 +181,24 @@ def read_rows(path, labels, image_folder):
         raise BadInput(f"There is no folder {image_folder}; `python get_data.py mame` fetches it.")
     with os.scandir(image_folder) as entries:
         stamps = {entry.name: file_stamp(entry) for entry in entries}
-    columns = [header.index(column) for column in MAME_COLUMNS]
-    index_of = {label: index for index, label in enumerate(labels)}
     seen, splits = set(), {split: [] for split in SPLITS}
     for number, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise BadInput(f"{path}, row {number}: {len(row)} cells where the header has {len(header)}.")
-        file, medium, museum, split = (row[column].strip() for column in columns)
-        if not file or file in (".", "..") or set(file) & set("/\\\0"):
-            raise BadInput(f"{path}, row {number}: {file!r} is not the name of a file in {image_folder}.")
-        if medium not in index_of:
-            raise BadInput(f"{path}, row {number}: the medium {medium!r} is not in the label file.")
-        if split not in SPLITS:
-            raise BadInput(f"{path}, row {number}: the subset {split!r} is none of {SPLITS}.")
-        if file in seen:
-            raise BadInput(f"{path}, row {number}: {file!r} is listed twice; each file needs one row.")
+        cells = dict(zip(header, map(str.strip, row)))
+        file, medium, museum, subset = (cells.get(column, "") for column in MAME_COLUMNS)
+        split = SPLIT_NAMES.get(subset.lower())
+        wrong = {
+            f"{len(row)} cells where the header has {len(header)}": len(row) != len(header),
+            f"{file!r} is not the name of a file": file in ("", ".", "..") or set(file) & set("/\\\0"),
+            f"the medium {medium!r} is not in the label file": medium not in labels,
+            f"the subset {subset!r} is none of {SPLITS}": not split,
+            f"{file!r} is listed twice; each file needs one row": file in seen,
+        }
+        for what in (what for what, is_so in wrong.items() if is_so):
+            raise BadInput(f"{path}, row {number}: {what}.")
         seen.add(file)
-        splits[split].append((file, index_of[medium], museum, stamps.get(file, (-1, 0))))
-    for split, rows_of_split in splits.items():
-        if not rows_of_split:
-            raise BadInput(f"{path} has no row of the subset {split!r}.")
+        splits[split].append((file, labels.index(medium), museum, stamps.get(file, (-1, 0))))
+    for split in (split for split in SPLITS if not splits[split]):
+        raise BadInput(f"{path} has no row of the subset {split!r}.")
     return splits
 
 
@@ -207,59 +206,112 @@ def read_folders(root, seed):
     """(class names in alphabetical order, {split: [(file, class index, "", stamp)]}). A file's name is its
     path in `root`, with slashes. seed: of the split, where DIR/split.csv records none. BadInput where the
     folders hold no two classes, or a class is missing in a split."""
-    names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(HIDDEN))
-    missing = [split for split in SPLITS if split not in names]
-    if missing and names and set(names) <= set(SPLITS):
-        advice = f"make it, or put the folders of the classes directly into {root}, to be split by seed"
-        raise BadInput(f"{root} has a folder {names[0]} and none named {missing[0]}; {advice}.")
-    if missing:
-        pictures, depth = split_pictures(root, find_pictures(root, ""), seed), 0
+    folders, stamps, paths = split_folders(root), {}, walk_pictures(root)
+    for path in paths:
+        first, *below = path.relative_to(root).parts
+        if len(below) > 1 and first in folders or below and not folders:
+            stamps[path.relative_to(root).as_posix()] = file_stamp(path)
+    if len(stamps) < len(paths):
+        print(f"Passed over in {root}: {len(paths) - len(stamps)} pictures that lie in no class's folder.")
+    copies = find_copies(root, stamps)
+    if folders:
+        split_of = {file: folders[file.split("/")[0]] for file in stamps}
     else:
-        pictures, depth = {split: find_pictures(root, split) for split in SPLITS}, 1
-    found = {split: {file.split("/")[depth] for file in files} for split, files in pictures.items()}
-    labels = sorted(set().union(*found.values()))
+        split_of = split_pictures(root, stamps, copies, seed)
+    warn_of_copies(copies, split_of)
+    labels = sorted(set(map(class_of, split_of)))
     if len(labels) < 2:
         layouts = "DIR/CLASS/*, DIR/{train,val,test}/CLASS/*, or MAMe's layout (`python get_data.py mame`)"
         raise BadInput(f"{root} has {len(labels)} folders with pictures and two are needed: {layouts}.")
-    for split in SPLITS:
-        for label in set(labels) - found[split]:
+    rows = {split: [] for split in SPLITS}
+    for file, split in sorted(split_of.items()):
+        rows[split].append((file, labels.index(class_of(file)), "", stamps.get(file, (-1, 0))))
+    for split, number in product(SPLITS, range(len(labels))):
+        if not any(label == number for _, label, *_ in rows[split]):
+            label = labels[number]
             raise BadInput(f"The class {label!r} has no picture in the {split} split of {root}; add some.")
-    return labels, {
-        split: [(file, labels.index(file.split("/")[depth]), "", stamp) for file, stamp in files.items()]
-        for split, files in pictures.items()
-    }
+    return labels, rows
+
+
+def split_folders(root):
+    """{folder in `root`: its split} of a split by hand, {} where the folders are those of classes. BadInput
+    where some are named like splits and these are not all three."""
+    names = sorted(path.name for path in root.iterdir() if path.is_dir())
+    found = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+    if found and sorted(found.values()) != sorted(SPLITS):
+        advice = "let there be one folder for each of train, val and test, or rename those that are classes"
+        raise BadInput(f"{root} has folders that are named like splits ({', '.join(found)}); {advice}.")
+    return found
+
+
+def walk_files(folder, above=()):
+    """Yields the paths of all files below `folder`, by name. Links are followed, but not in a circle, and
+    runs of these scripts are passed over. BadInput names a folder that cannot be listed."""
+    here, config = os.path.realpath(folder), Path(folder, "config.json")
+    if here in above:
+        return
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith(HIDDEN))
+    except OSError as error:
+        raise BadInput(f"The folder {folder} cannot be listed: {error.strerror}; mend that.") from None
+    if config.name in names and '"arguments"' in config.read_text(errors="replace"):
+        print(f"Passed over: {folder}, which holds a run of these scripts", flush=True)
+        return
+    for path in (Path(folder, name) for name in names):
+        if path.is_dir():
+            yield from walk_files(path, (*above, here))
+        elif path.is_symlink() and not path.exists() and not path.suffix:
+            raise BadInput(f"The link {path} leads nowhere; mend it, or remove it.")
+        else:
+            yield path
 
 
 def walk_pictures(folder):
     """The paths of all pictures below `folder`, by name. Says what it passed over."""
-    found, passed_over = [], Counter()
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
-        for path in (Path(where) / file for file in files if not file.startswith(HIDDEN)):
-            if path.suffix.lower() in PICTURE_SUFFIXES:
-                found.append(path)
-            elif path.name != RECORD:
-                passed_over[path.suffix or path.name] += 1
-    if passed_over:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(5))
-        print(f"Passed over in {folder}, not pictures by their name: {kinds}", flush=True)
-    return sorted(found)
+    found, strange, others = [], Counter(), Counter()
+    for path in walk_files(folder):
+        suffix = path.suffix.lower().removeprefix(".")
+        if suffix in PICTURES.split():
+            found.append(path)
+        elif path.name != RECORD:
+            (strange if suffix in UNREAD_PICTURES.split() else others)[path.suffix or path.name] += 1
+    unread = "pictures of kinds that are not read (save them as JPEG, PNG or TIFF)"
+    for counts, what in ((strange, unread), (others, "not pictures by their name")):
+        if counts:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+            print(f"Passed over in {folder}, {what}: {kinds}", flush=True)
+    return found
 
 
-def find_pictures(root, below):
-    """{path in `root`, with slashes: stamp} of the pictures in the folders of `root`/`below`."""
-    paths = [path for path in walk_pictures(root / below) if path.parent != root / below]
-    return {path.relative_to(root).as_posix(): file_stamp(path) for path in paths}
+def find_copies(root, stamps):
+    """Lists of the files among `stamps` ({file: stamp}) that are equal byte for byte."""
+    by_size, copies = {}, {}
+    for file, (size, _) in stamps.items():
+        by_size.setdefault(size, []).append(file)
+    for file in (file for same in by_size.values() if len(same) > 1 for file in same):
+        with contextlib.suppress(OSError):  # what cannot be read is named where it is decoded
+            digest = hashlib.sha256((root / file).read_bytes()).digest()
+            copies.setdefault(digest, []).append(file)
+    return [same for same in copies.values() if len(same) > 1]
 
 
-def split_pictures(root, pictures, seed):
-    """{split: {file: stamp}} of `pictures`, as root/split.csv records it; what it lacks is drawn first."""
+def warn_of_copies(copies, split_of):
+    """Name the files that `find_copies` found in several classes or splits. split_of: {file: split}."""
+    for parted_by, of in (("classes", class_of), ("splits", split_of.get)):
+        parted = [" = ".join(same[:3]) for same in copies if len(set(map(of, same))) > 1]
+        if parted:
+            shown = "; ".join(parted[:3]) + "; ..." * (len(parted) > 3)
+            print(f"Warning: {len(parted)} pictures lie in several {parted_by}, byte for byte: {shown}")
+
+
+def split_pictures(root, pictures, copies, seed):
+    """{file: split} of `pictures` and former ones, as root/split.csv records it; first drawn where not."""
     record = root / RECORD
-    recorded = read_record(record)
-    if set(pictures) - set(recorded):
+    recorded, names = read_record(record), {file: same_name(file) for file in pictures}
+    if set(names.values()) - set(recorded):
         with locked(record):
             recorded = read_record(record)  # another command may just have drawn it
-            drawn = draw_split(root, pictures, recorded, seed)
+            drawn = draw_split(root, names, recorded, copies, seed)
             recorded |= drawn
             rows = [dict(zip(RECORD_COLUMNS, (file, *recorded[file]))) for file in sorted(recorded)]
             write_csv(record, rows)
@@ -268,46 +320,81 @@ def split_pictures(root, pictures, seed):
         if drawn:
             done = f"Split {len(drawn)} pictures class by class with seed {seed}, recorded in {record}"
             print(f"{done}; delete that file to split them again.", flush=True)
-    splits = {split: {} for split in SPLITS}
-    for file, (split, _) in sorted(recorded.items()):
-        splits[split][file] = pictures.get(file, (-1, 0))  # recorded and gone: as good as missing
-    return splits
+            warn_of_views(drawn)
+    gone = set(recorded) - set(names.values())
+    return {file: recorded[name][0] for file, name in [*names.items(), *zip(gone, gone)]}
 
 
-def draw_split(root, pictures, recorded, seed):
-    """{file: (split, seed)} of the pictures not `recorded`, so that each class comes as near to
-    SPLIT_SHARES as those allow. Depends on the seed and the names alone."""
-    classes = {}
-    for file in pictures:
-        classes.setdefault(file.split("/")[0], []).append(file)
-    drawn = {}
-    for label, files in classes.items():
-        if len(files) < len(SPLITS):
+def warn_of_views(files):
+    """Say what it does to the test where names look like views of objects that have no folder each."""
+    stems = [VIEW.fullmatch(file.rpartition(".")[0]) for file in files if file.count("/") == 1]
+    views = Counter(found[1] for found in stems if found)
+    objects = [name for name, count in views.items() if count > 1]
+    if len(objects) > 2 * len(set(map(class_of, files))) and 2 * sum(map(views.get, objects)) > len(files):
+        print(f"{objects[0]}_1, _2 look like views of one object: in train and in test they make the test")
+        print(f"too good. Put each object's into a folder, CLASS/OBJECT/*, and delete {RECORD}.")
+
+
+def together(files, copies):
+    """{file: name of its group} of `files`, {file: `same_name`}: copies, and what lies in one folder below
+    a class, views of one object, are in a group, which no split may part."""
+    group_of, parent = {file: "/".join(name.split("/")[:2]) for file, name in files.items()}, {}
+
+    def first_of(group):
+        return first_of(parent[group]) if group in parent else group
+
+    for same in copies:
+        first, *others = sorted({first_of(group_of[file]) for file in same})
+        parent |= dict.fromkeys(others, first)
+    return {file: first_of(group) for file, group in group_of.items()}
+
+
+def draw_split(root, files, recorded, copies, seed):
+    """{same_name: (split, seed)} of those of `files`, {file: same_name}, not `recorded`: each class as near
+    to SPLIT_SHARES as its groups (`together`) allow, by the seed and the names alone."""
+    classes, group_of, split_of = {}, together(files, copies), {}
+    for file, name in files.items():
+        if name in recorded:  # what is recorded of a group decides for the rest of it
+            split_of.setdefault(group_of[file], recorded[name][0])
+        classes.setdefault(class_of(file), {}).setdefault(group_of[file], []).append(file)
+    for label, groups in classes.items():
+        if len(groups) < len(SPLITS) and not set(groups) <= set(split_of):
             advice = "three or more can be split into train, val and test; add some, or move it away"
-            raise BadInput(f"The class {label!r} in {root} has {len(files)} pictures; {advice}.")
-        order = np.random.default_rng([seed, *label.encode()]).permutation(len(files))
-        new = [files[index] for index in order if files[index] not in recorded]
-        have = Counter(recorded[file][0] for file in files if file in recorded)
+            what = "pictures or objects (folders below it, copies)"
+            raise BadInput(f"The class {label!r} in {root} has {len(groups)} {what}; {advice}.")
+        names, total = list(groups), sum(map(len, groups.values()))
+        order = np.random.default_rng([seed, *label.encode()]).permutation(len(names))
+        new = [names[index] for index in order if names[index] not in split_of]
+        have = Counter(split_of[name] for name in names if name in split_of for _ in groups[name])
         for split, share in SPLIT_SHARES.items():
-            wanted = max(0, max(1, round(share * len(files))) - have[split])
-            drawn |= {file: (split, seed) for file in new[:wanted]}
-            new = new[wanted:]
-        drawn |= {file: ("train", seed) for file in new}
-    return drawn
+            wanted = max(1, round(share * total)) - have[split]
+            kept = sum(not have[other] for other in SPLITS if other != split)  # groups for the others
+            smallest = min(new, key=lambda name: len(groups[name]), default=None)
+            for name in list(new):
+                size = len(groups[name])
+                fits = size <= wanted or name == smallest and not have[split]
+                if wanted > 0 and fits and len(new) > kept:
+                    split_of[name], wanted = split, wanted - size
+                    have[split] += size
+                    new.remove(name)
+        split_of |= dict.fromkeys(new, "train")
+    return {name: (split_of[group_of[file]], seed) for file, name in files.items() if name not in recorded}
 
 
 def read_record(path):
-    """{file: (split, seed)} of a split.csv; nothing where there is none yet."""
+    """{same_name: (split, seed)} of a split.csv, perhaps a spreadsheet's; {} where there is none yet."""
     if not path.exists():
         return {}
-    advice = "fix it, or delete it to have the pictures split again"
+    advice = "fix it (CSV in UTF-8), or delete it to have the pictures split again"
     header, *rows = read_csv(path, advice) or [[]]
-    recorded = {}
+    header, recorded = [cell.strip().lower() for cell in header], {}
     for number, row in enumerate(rows, 2):
-        good = header == RECORD_COLUMNS and len(row) == len(RECORD_COLUMNS) and row[1] in SPLITS
-        parts = row[0].split("/")
-        if not good or len(parts) < 2 or {"", ".."} & set(parts) or "\0" in row[0] or row[0] in recorded:
+        cells = dict.fromkeys(RECORD_COLUMNS, "") | dict(zip(header, row))
+        file = cells["file"] if "/" in cells["file"] else cells["file"].replace("\\", "/")
+        file, split = same_name(file), SPLIT_NAMES.get(cells["split"].strip().lower())
+        parts = file.split("/")
+        if not split or len(parts) < 2 or {"", ".."} & set(parts) or "\0" in file or file in recorded:
             columns = ",".join(RECORD_COLUMNS)
             raise BadInput(f"{path}, row {number}: {','.join(row)!r} is not {columns}; {advice}.")
-        recorded[row[0]] = row[1], row[2]
+        recorded[file] = split, cells["seed"]
     return recorded

@@ -1,7 +1,6 @@
 """The demo dataset in MAMe's layout: 29 classes under the names of its mediums, each a seeded mix of
 stripes, blobs and noise. No figure measured on it says anything about MAMe."""
 
-import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from transfer.screen import BadInput, progress
-from transfer.store import locked, write_csv
+from transfer.store import locked, write_atomically, write_csv, write_json
 from transfer.study import SPLITS
 
 SIZE = 256
@@ -19,8 +18,7 @@ NOTICE = "DEMO DATASET: textures drawn by this project, not MAMe. No figure here
 DEFAULTS = {"name": "demo", "notice": NOTICE, "image_size": 48, "weights": "none", "batch_size": 32}
 DEFAULTS |= {"learning_rate": 1e-3, "fine_tune_learning_rate": 2e-6, "pretrain_learning_rate": 1e-4}
 DEFAULTS |= {"epochs": 20, "fine_tune_epochs": 2, "pretrain_epochs": 6}
-COLUMNS = ("Image file", "Medium", "Museum", "Museum-based instance ID", "Subset")
-COLUMNS += ("Width", "Height", "Product size", "Aspect ratio")
+COLUMNS = "Image file,Medium,Museum,Museum-based instance ID,Subset,Width,Height,Product size,Aspect ratio"
 MUSEUMS = ("Demo museum A", "Demo museum B", "Demo museum C")
 PER_CLASS = {"train": 24, "val": 8}  # images; the test split is not balanced
 MEDIUMS = (
@@ -58,17 +56,14 @@ def draw_image(medium, seed):
 
 def demo_rows(per_class):
     """[(file name, medium, museum, split)] of the demo, with so many train images a class and the others in
-    proportion; names and museums vary as MAMe's do."""
+    proportion; names and museums vary as MAMe's do, most of a medium being one museum's."""
     rows = []
     for index, medium in enumerate(MEDIUMS):
         counts = PER_CLASS | {"test": 3 + (7 * index) % 10}  # rare and common classes, as in MAMe
         for number, split in enumerate(SPLITS, 1):
             for row in range(max(2, round(counts[split] * per_class / PER_CLASS["train"]))):
-                # a medium mostly comes from one museum: the confound that MAMe has as well
                 museum = MUSEUMS[index % 3 if row % 4 else row // 4 % 3]
-                file = f"{number}{index:02d}{row:04d}.jpg"
-                if museum == MUSEUMS[1]:
-                    file = f"19{index:02d}.{number}.{row}.jpeg"
+                file = f"{number}{index:02d}{row:04d}." + ("jpeg" if museum == MUSEUMS[1] else "jpg")
                 rows.append((file, medium, museum, split))
     return rows
 
@@ -92,19 +87,12 @@ def write_demo(root, seed=0, per_class=PER_CLASS["train"]):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             done = pool.map(draw, range(len(rows)))
             list(progress(done, "drawing the demo dataset", len(rows), " images"))
-        write_metadata(part, rows)
+        columns, size = COLUMNS.split(","), (float(SIZE), float(SIZE), float(SIZE * SIZE), 1.0)
+        lines = [(file, medium + " " * (medium == "Woven fabric"), *more) for file, medium, *more in rows]
+        lines = [(*line[:3], line[0].split(".")[0], line[3], *size) for line in lines]
+        write_csv(part / "MAMe_dataset.csv", [dict(zip(columns, line)) for line in lines])
+        labels = "".join(f"{index},{medium}\n" for index, medium in enumerate(MEDIUMS))
+        write_atomically(part / "MAMe_labels.csv", labels)
+        write_json(part / "defaults.json", DEFAULTS)
         os.replace(part, root)
     return root
-
-
-def write_metadata(folder, rows):
-    """Write the three metadata files of the demo, with MAMe's columns and its trailing space."""
-    lines, size = [], (float(SIZE), float(SIZE), float(SIZE * SIZE), 1.0)
-    for file, medium, museum, split in rows:
-        medium = "Woven fabric " if medium == "Woven fabric" else medium
-        cells = (file, medium, museum, file.rsplit(".", 1)[0], split, *size)
-        lines.append(dict(zip(COLUMNS, cells)))
-    write_csv(folder / "MAMe_dataset.csv", lines)
-    labels = "".join(f"{index},{medium}\n" for index, medium in enumerate(MEDIUMS))
-    (folder / "MAMe_labels.csv").write_text(labels, encoding="utf-8", newline="")
-    (folder / "defaults.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,10 @@ from transfer import plots
 from transfer.classifiers import load_pipeline
 from transfer.images import decode_image
 from transfer.predict import ranking
-from transfer.screen import progress
+from transfer.screen import percent, print_table, progress
+from transfer.store import short_name, write_csv
+
+GRAD_CAM_BATCH = 32  # pictures
 
 
 def gradient(function, x):
@@ -35,8 +38,7 @@ def grad_cam(model, images):
     """Where the last convolution speaks for the class that each image is taken for. Grad-CAM (Selvaraju et
     al. 2017): the activations of the last convolution, each channel weighted by the mean gradient of the
     class's score before the softmax, summed, negative parts cut off. images: uint8 (b, size, size, 3).
-    Returns float32 (b, h, w), each map scaled to a maximum of 1 (0 everywhere where nothing speaks for the
-    class)."""
+    Returns float32 (b, h, w), each map scaled to a maximum of 1 (or all 0)."""
     *earlier, last = convolutions(model)
     tensors = [model.get_layer(last).output]
     if reads_every_layer(model):
@@ -89,27 +91,30 @@ def explain_test(out, run, dataset, tested, network):
         explain_layers(out, run)
         return
     chosen = wrong[: plots.GALLERY_ROWS * plots.GALLERY_COLUMNS]
-    images = np.array([decode_image(paths[row], run.image_size) for row in chosen], "uint8")
     rankings = {paths[row]: ranking(tested.probabilities[row], dataset.labels) for row in chosen}
-    explain_pictures(out / "explained", network, images, rankings, dataset.notice)
+    explain_pictures(out / "explained", network, run.image_size, rankings, dataset.notice)
 
 
 def explain_layers(out, run):
-    """Draw the importance of each layer for a forest or a linear classifier."""
+    """Print the importance of each layer for a forest or linear classifier, and write it as CSV."""
     pipeline, columns = load_pipeline(run.folder / "pipeline.skops"), run.config["features"]["layers"]
     shares = layer_importance(pipeline, columns, run.metrics["layers"])
-    title = f"{run.folder.name}: which layers it relies on"
-    plots.plot_importance(out / "layer_importance.png", *shares, title, run.config["dataset"]["notice"])
-    print(f"The importance of each layer is drawn in {out}/layer_importance.png")
+    rows = [(name, *(part[name] for part in shares)) for name in shares[0]]
+    header, dataset = ("layer", "importance", "features"), run.config["dataset"]["name"]
+    print_table(header, [(name, *map(percent, values)) for name, *values in rows])
+    write_csv(out / "layer_importance.csv", [dict(zip(header, row), dataset=dataset) for row in rows])
+    print(f"The shares of the importance and of the features are in {out}/layer_importance.csv")
 
 
-def explain_pictures(out, network, images, rankings, notice, first=1):
-    """Draw Grad-CAM of each picture into the folder `out`, numbered from `first`. images: uint8 (n, size,
-    size, 3). rankings: {file: its `ranking`}, in their order."""
-    if not rankings:
-        return
+def explain_pictures(out, network, image_size, rankings, notice):
+    """Draw Grad-CAM of each picture into the folder `out`, numbered. rankings: {file: its `ranking`}."""
     out.mkdir(parents=True, exist_ok=True)
-    maps = np.concatenate([grad_cam(network, images[n : n + 32]) for n in range(0, len(images), 32)])
-    drawn = progress(zip(rankings.items(), maps), "drawing", len(rankings), " pictures")
-    for number, ((path, ranked), heat) in enumerate(drawn, first):
-        plots.plot_explanation(out / f"{number:04d}-{path.stem}.png", path, heat, ranked, notice)
+    files, bar = list(rankings), progress(None, "drawing", len(rankings), " pictures")
+    for start in range(0, len(files), GRAD_CAM_BATCH):
+        batch = files[start : start + GRAD_CAM_BATCH]
+        maps = grad_cam(network, np.array([decode_image(file, image_size) for file in batch], "uint8"))
+        for number, (file, heat) in enumerate(zip(batch, maps), start + 1):
+            name = f"{number:04d}-{short_name(file.stem)}.png"
+            plots.plot_explanation(out / name, file, heat, rankings[file], notice)
+            bar.update()
+    bar.close()

@@ -13,8 +13,10 @@ from keras import backend, ops
 
 from common import Batches, build_model, convolutions, feature_layers, pooled_model, select_layers
 from transfer import network, runs, store
-from transfer.images import Rows, load_images
+from transfer.data import RECORD
+from transfer.images import Rows, decode_all, load_images
 from transfer.screen import BadInput
+from transfer.study import SPLITS
 
 ORIGINAL_SIZE = 224  # of the images that the original VGG16's fc1 takes, in pixels
 ON_A_GPU = 256  # images in a batch of extraction: on an H100 1.5 times as fast as 32 (benchmarks/README.md)
@@ -44,18 +46,19 @@ def keep_outputs(model, images, file, batch_size):
     return store.make_array(file, blocks, batch_size)
 
 
-def keep_activations(lower, boundary, images, batch_size, cache):
+def keep_activations(lower, boundary, images, batch_size, cache, decided=None):
     """{split: the activations of `lower`, whose last layer is `boundary`}, computed where the folder
-    `cache` lacks them; None where there is no room. images: {split: decoded images}."""
-    # keyed by the decoded images' own key (files, image size), the layer, the precision and the weights
+    `cache` lacks them; None where there is no room. images: {split: decoded images}. decided: whether they
+    are kept, where a run that is resumed knows."""
+    # keyed by the decoded images' own key (files, image size) and all else that decides their last digit
     digest = network.weights_digest(lower, convolutions(lower))[:16]
-    key = f"{boundary}-{lower.get_layer('block1_conv1').compute_dtype}-{digest}"
+    key = f"{boundary}-{lower.get_layer('block1_conv1').compute_dtype}-{backend.backend()}-{digest}"
     files = {}
     for split, array in images.items():
-        path = Path(cache) / f"{Path(array.filename).stem}-{key}.npy"
+        path = Path(cache) / f"{Path(array.filename).stem}-{len(array)}-{key}.npy"
         files[split] = output_file(lower, len(array), path, f"{boundary} of {split} images")
-    size = sum(file.size for file in files.values() if not file.path.exists())
-    if size:
+    size = sum(file.missing for file in files.values())
+    if size and decided is None:
         free = store.free_space(path)
         room = size < MOST_OF_DISK * free
         space = f"{size / 1e9:.2f} GB of the {free / 1e9:.1f} GB free in {cache}"
@@ -97,7 +100,7 @@ def resolve_weights(args, dataset):
 
 def is_original(weights):
     """Whether --weights names VGG16 as it was published, rather than a .keras file or a run."""
-    return weights in ("imagenet", "none") or weights.endswith(".h5")
+    return weights in ("imagenet", "none") or network.is_hdf5(weights)
 
 
 def needs_dense(layers):
@@ -109,20 +112,27 @@ def own_size(source):
     """The image size that the dense layers of a Source take, in pixels: its own where they are drawn."""
     if source.weights == "none":
         return source.image_size
-    return ORIGINAL_SIZE if is_original(source.weights) else network.input_size(source.weights)
+    return (not is_original(source.weights) and network.input_size(source.weights)) or ORIGINAL_SIZE
+
+
+def has_dense(source):
+    """Whether a Source has dense layers; BadInput where they do not fit its image size."""
+    weights, size, own = source.weights, source.image_size, own_size(source)
+    dense, of_file = needs_dense(source.layers), weights not in ("imagenet", "none")
+    if of_file and source.layers == "all" and (is_original(weights) or not network.input_size(weights)):
+        dense = "fc1" in network.read_weights(weights)
+    if dense and size != own:
+        advice = f"drop --image-size, or use --layers conv with --image-size {size}"
+        raise BadInput(f"The dense layers of {weights} take images of {own} pixels alone; {advice}.")
+    return dense
 
 
 def build_network(source):
     """The network of a Source with its weights: a Keras model that has at least the layers asked for.
     BadInput where its dense layers are asked for and do not fit the image size."""
-    weights, size, own = source.weights, source.image_size, own_size(source)
-    dense = needs_dense(source.layers)
-    if weights.endswith(".h5") and source.layers == "all":
-        dense = "fc1" in network.read_weights(weights)
-    if dense and size != own:
-        advice = f"drop --image-size, or use --layers conv with --image-size {size}"
-        raise BadInput(f"The dense layers of {weights} take images of {own} pixels alone; {advice}.")
-    if not is_original(weights) and size == own:
+    weights, size = source.weights, source.image_size
+    dense = has_dense(source)
+    if not is_original(weights) and network.input_size(weights) == size:
         model = network.load_model(weights)
     else:
         model = build_model(size, 1000, "fc" if dense else "gap")
@@ -143,21 +153,21 @@ def features_folder(source, dataset, skip_unreadable):
     if not weights:
         with open(network.model_file(source.weights), "rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
-    layers, size = source.layers, source.image_size
-    key = f"{weights} {dataset.fingerprint} {size} {layers} {skip_unreadable} {source.precision}"
+    layers, size, pictures = source.layers, source.image_size, runs.describe_dataset(dataset)["pictures"]
+    key = f"{weights} {pictures} {size} {layers} {skip_unreadable} {source.precision}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    name = f"{dataset.name}-{Path(source.weights).stem}-{size}-{layers.replace(',', '+')}-{digest}"
-    return Path("features") / name
+    name = store.short_name(f"{dataset.name}-{Path(source.weights).stem}-{size}-{layers.replace(',', '+')}")
+    return Path("features") / f"{name}-{digest}"
 
 
 def extract_features(source, dataset, splits, folder, settings, check=False):
-    """Write the features of `splits` to `folder`, those that are not there yet. For each split:
-    <split>.npy, float32 (n, n_features), resumed at the last batch (of a part of the batches
-    <split>.part-K-of-N.npy); <split>.csv with file, label and medium of each row; and features.json with
-    the layer map and the images left out. settings: an Extraction. No network is built where all splits are
-    there, unless `check`: BadInput then tells where another network or dataset made them."""
+    """Write the features of `splits` to `folder`, those that are not there yet: <split>.npy, float32 (n,
+    n_features), or <split>.part-K-of-N.npy, resumed at the last batch; <split>.csv with file, label and
+    medium of each row; features.json with the layer map and the images left out. settings: an Extraction.
+    check: BadInput even where all are there and another network or other pictures made them."""
     missing = [split for split in splits if not has_features(folder, split)]
     if not missing and not check:
+        refuse_mended(folder, dataset)
         return
     with network.on_devices(settings.devices, settings.batch_size) as (_, computes_on):
         more = max(1, ON_A_GPU // settings.batch_size) if network.accelerators(backend.backend()) else 1
@@ -165,7 +175,9 @@ def extract_features(source, dataset, splits, folder, settings, check=False):
         model = build_network(source)
         names = feature_layers(model, source.layers)
         pooled, columns = pooled_model(model, names)
-        dataset = load_images(dataset, missing, source.image_size, settings.cache, settings.skip_unreadable)
+        wanted = SPLITS if "train" in missing else missing  # what of test cannot be read is said at once
+        given = source.image_size, settings.cache, settings.skip_unreadable
+        dataset = load_images(dataset, wanted, *given)
         digest = network.weights_digest(model, names)
         notes = asdict(source) | {"layers": columns, "weights_sha256": digest}
         notes |= {"dataset": runs.describe_dataset(dataset), "versions": runs.describe_versions()}
@@ -189,18 +201,15 @@ def write_notes(folder, notes, dataset, splits, part):
         decisive = ("weights_sha256", "image_size", "precision", "layers")
         for key in decisive if part == (1, 1) else (*decisive, "batch_size"):
             if stored.get(key) != notes[key]:
-                advice = "name another folder, or delete that one"
-                raise BadInput(f"The features in {folder} differ from those asked for in {key}; {advice}.")
-        check_dataset(stored, notes["dataset"]["fingerprint"], folder)
+                raise BadInput(f"The features in {folder} are of another {key}; name another folder.")
+        check_pictures(stored, dataset, folder)
         skipped |= set(stored["skipped_images"])
     if sorted(skipped) != stored.get("skipped_images"):
         store.write_json(path, {**notes, **stored, "skipped_images": sorted(skipped)})
     for split in splits:
         rows, name, labels = dataset.splits[split], dataset.name, dataset.labels
-        lines = [
-            {"file": file, "label": label, "medium": labels[label], "dataset": name}
-            for file, label in zip(rows.files, rows.labels)
-        ]
+        found = zip(map(store.printable, rows.files), rows.labels)
+        lines = [{"file": f, "label": n, "medium": labels[n], "dataset": name} for f, n in found]
         store.write_csv(folder / f"{split}.csv", lines)
 
 
@@ -244,22 +253,38 @@ def has_features(folder, split):
     return path.exists()
 
 
-def check_dataset(notes, fingerprint, folder):
-    """BadInput where features in `folder` were made from another dataset."""
-    made_from = notes.get("dataset", {})
-    if made_from.get("fingerprint") != fingerprint:
-        other = f"The features in {folder} were made from another dataset ({made_from.get('folder')})"
-        raise BadInput(f"{other}; name its folder with --data, or another one for the features.")
+def check_pictures(notes, dataset, folder):
+    """BadInput, which says how many are gone and new, where features in `folder` are of other pictures."""
+    if notes.get("dataset", {}).get("pictures") == runs.describe_dataset(dataset)["pictures"]:
+        return
+    then, now = set(), set()
+    for name, split in dataset.splits.items():
+        if (folder / f"{name}.csv").exists():
+            then |= {row[0] for row in store.read_csv(folder / f"{name}.csv", "extract them again")[1:]}
+            now |= set(map(store.printable, split.files[split.stamps[:, 0] >= 0].tolist()))
+    gone, new = len(then - now), len(now - then - set(notes.get("skipped_images", [])))
+    changes = f"{gone} are gone, {new} new, or some were edited"
+    record = f", as split in {dataset.root / RECORD}" * dataset.in_folders
+    other = f"The features in {folder} are of other pictures than {dataset.root} has{record} ({changes})"
+    raise BadInput(f"{other}; drop --features to extract them anew, or name the other --data.")
+
+
+def refuse_mended(folder, dataset):
+    """BadInput where pictures that the features in `folder` leave out can be read by now."""
+    skipped = store.read_json(folder / "features.json")["skipped_images"]
+    unreadable = decode_all([str(dataset.image_folder / file) for file in skipped], 32)[1]
+    if len(unreadable) < len(skipped):
+        mended = f"{len(skipped) - len(unreadable)} pictures that the features in {folder} leave out"
+        raise BadInput(f"{mended} can be read now; delete that folder, so that they are taken in.")
 
 
 def load_features(folder, dataset, split, layers=None):
     """Features of one split, rows tied to the metadata by file name. Returns (features float32 (n,
     n_features), labels (n,), files (n,)) of all images that could be read. All layers of the file come as a
-    memory map, fewer (`select_layers`) as a copy of their columns. BadInput where the folder does not fit
-    the dataset, or a file is damaged."""
+    memory map, fewer (`select_layers`) as a copy. BadInput where they do not fit the dataset."""
     folder = Path(folder)
     notes = store.read_json(folder / "features.json")
-    check_dataset(notes, dataset.fingerprint, folder)
+    check_pictures(notes, dataset, folder)
     has_features(folder, split)
     rows, skipped = dataset.splits[split], set(notes.get("skipped_images", []))
     rows = rows.take(np.array([file not in skipped for file in rows.files.tolist()]))
@@ -268,7 +293,7 @@ def load_features(folder, dataset, split, layers=None):
         with open(folder / f"{split}.csv", encoding="utf-8", newline="") as file:
             listed = [(row["file"], int(row["label"])) for row in csv.DictReader(file)]
         width = max(stop for _, stop in notes["layers"].values())
-        if listed != list(zip(rows.files.tolist(), rows.labels.tolist())):
+        if listed != list(zip(map(store.printable, rows.files.tolist()), rows.labels.tolist())):
             raise ValueError("other images or labels than the dataset's")
         if features.shape != (len(listed), width) or features.dtype != np.float32:
             raise ValueError(f"{features.dtype} {features.shape} for float32 {(len(listed), width)}")

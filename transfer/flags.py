@@ -1,7 +1,8 @@
-"""The flags of the scripts. No Keras here: a script parses first and imports then, so --help answers at
-once."""
+"""The flags of the scripts. No Keras here: a script parses first and imports then, so --help is quick."""
 
 import argparse
+import sys
+from pathlib import Path
 
 from transfer.screen import BadInput
 from transfer.study import UNFREEZE
@@ -20,28 +21,22 @@ def script_parser(description):
     return argparse.ArgumentParser(description=description, formatter_class=as_written)
 
 
-def natural(text):
-    """argparse type: an integer of 0 or more."""
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise ValueError
-    return value
+def number(name, kind, least, most):
+    """The argparse type of this name: an int or float, by `kind`, from `least` to `most`."""
+
+    def parse(text):
+        value = kind(text)
+        if not least <= value <= most:
+            raise ValueError
+        return value
+
+    parse.__name__ = name  # argparse says "invalid NAME value"
+    return parse
 
 
-def positive(text):
-    """argparse type: an integer of 1 or more."""
-    value = natural(text)
-    if not value:
-        raise ValueError
-    return value
-
-
-def positive_float(text):
-    """argparse type: a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
+natural = number("integer of 0 or more", int, 0, 2**31 - 1)
+positive = number("integer of 1 or more", int, 1, 2**31 - 1)
+positive_float = number("number above 0", float, sys.float_info.min, sys.float_info.max)
 
 
 def part_of(text):
@@ -85,6 +80,12 @@ def add_feature_arguments(group, layers=None):
     add_network_arguments(group)
 
 
+def add_balanced(add):
+    """--balanced, for all that is trained or fitted."""
+    text = "weigh the classes so that all count alike, however many pictures they have"
+    add("--balanced", action="store_true", help=text)
+
+
 def add_training_arguments(parser, frozen=True):
     """The flags of training; frozen: there are steps with frozen convolutions."""
     group = parser.add_argument_group("training")
@@ -93,6 +94,7 @@ def add_training_arguments(parser, frozen=True):
     text = "this process is one of several that train together (JAX; docs/devices.md)"
     add("--processes", action="store_true", help=text)
     default = None if frozen else "adam"
+    add_balanced(add)
     add("--optimizer", choices=("adam", "adamw", "sgd"), default=default, help="default: adam")
     rate, epochs = {"type": positive_float, "metavar": "LR"}, {"type": positive, "metavar": "N"}
     if not frozen:
@@ -144,3 +146,11 @@ def resolve_arguments(args, dataset):
     if args.image_size < 32:
         raise BadInput(f"--image-size {args.image_size}: VGG16 needs images of at least 32 pixels.")
     args.data = str(dataset.root)
+    refuse_inside(args.out, [dataset.root])
+
+
+def refuse_inside(out, folders):
+    """BadInput where --out lies inside a folder of pictures: what is drawn would become some."""
+    for folder in folders if out else ():
+        if Path(out).resolve().is_relative_to(Path(folder).resolve()):
+            raise BadInput(f"--out {out} lies among the pictures in {folder}; name a folder elsewhere.")

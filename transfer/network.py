@@ -8,7 +8,10 @@ Each batch is shared out evenly and gradients are averaged: the same training as
 
 import contextlib
 import hashlib
+import json
 import os
+import re
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -18,16 +21,18 @@ import numpy as np
 from common import Share, convolutions
 from transfer.screen import BadInput
 
+BLOCKS = enumerate((2, 2, 3, 3, 3), 1)
+CONVOLUTIONS = [f"block{block}_conv{number}" for block, count in BLOCKS for number in range(1, count + 1)]
+NAMED_LAYER = re.compile(r"block\d_conv\d|fc\d|predictions")
 PIXEL_DEVIATION = 60.0  # of ImageNet's pixels after VGG16's preprocessing
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 IN_FLOAT32 = (keras.layers.Rescaling, keras.layers.GlobalAveragePooling2D, keras.layers.Concatenate)
-STEPS_AT_ONCE = 50  # of training on a GPU by TensorFlow: about a second
 
 
 def load_weights(model, weights, seed, layers=None):
     """Give `layers` of `model` (default: its convolutions) their first weights. weights: "imagenet", "none"
-    (drawn by `seed`), an official Keras .h5, a .keras file, or a run's folder. BadInput names the first
-    layer that is missing or of another shape; `model` is then as it was."""
+    (drawn by `seed`), a Keras .h5, a .keras file, or a run's folder. BadInput names the first layer that is
+    missing or of another shape; `model` is then as it was."""
     layers = layers or convolutions(model)
     if weights == "none":
         draw_weights(model, layers, seed)
@@ -36,7 +41,7 @@ def load_weights(model, weights, seed, layers=None):
     for name in layers:
         needed = [tuple(variable.shape) for variable in model.get_layer(name).weights]
         if name not in found:
-            raise BadInput(f"--weights {weights} has no layer {name}, so it is no VGG16; name another.")
+            raise BadInput(f"--weights {weights} has no layer {name}; name another.")
         shapes = [array.shape for array in found[name]]
         if shapes != needed:
             advice = f"{needed} are needed; use weights of VGG16, fc1 with the image size it was made for"
@@ -62,7 +67,8 @@ def draw_weights(model, layers, seed):
 
 
 def read_weights(weights, top=False):
-    """Weights by layer name, {name: [arrays]}, from "imagenet", a .h5, a .keras or a run's folder."""
+    """Weights of VGG16 by layer name, {name: [kernel, bias]}, from "imagenet", an .h5, a .keras or a run's
+    folder, which may hold it within another network. BadInput where it has other convolutions."""
     if weights == "imagenet":
         try:
             model = keras.applications.VGG16(include_top=top, weights="imagenet")
@@ -71,19 +77,69 @@ def read_weights(weights, top=False):
             raise BadInput(f"The ImageNet weights could not be downloaded ({error}); {advice}.") from None
         return {layer.name: layer.get_weights() for layer in model.layers}
     path = Path(weights)
-    if path.suffix != ".h5":
-        return {layer.name: layer.get_weights() for layer in load_model(path).layers}
+    if is_hdf5(path):
+        found = read_hdf5(path)
+    else:
+        found = {layer.name: layer.get_weights() for layer in all_layers(load_model(path))}
+    check_numbers(path, sum(found.values(), []))
+    kernels = {name: arrays for name, arrays in found.items() if arrays and arrays[0].ndim == 4}
+    named = {name: arrays for name, arrays in kernels.items() if NAMED_LAYER.fullmatch(name)}
+    if not named and len(kernels) == len(CONVOLUTIONS):
+        named = dict(zip(CONVOLUTIONS, kernels.values()))
+        dense = [arrays for arrays in found.values() if arrays and arrays[0].ndim == 2]
+        if dense and dense[0][0].shape[1] == 4096:
+            found = dict(zip(("fc1", "fc2"), dense))
+    if set(named) != set(CONVOLUTIONS):
+        raise BadInput(f"{path} holds no VGG16 ({len(kernels)} convolutions, not its 13); name another.")
+    return found | named
+
+
+def is_hdf5(weights):
+    """Whether --weights names an HDF5 file by its suffix."""
+    return Path(weights).suffix.lower() in (".h5", ".hdf5")
+
+
+def read_hdf5(path):
+    """{layer: its arrays, kernel first} of a Keras HDF5 file. Layers bear their names or, in a .weights.h5,
+    where they lie in the file; they come in the order of the numbers in those."""
     if not path.is_file():
         raise BadInput(f"There is no weights file {path}; name another, or use --weights none.")
+    layers = {}
+
+    def visit(place, item):
+        if isinstance(item, h5py.Dataset) and not place.startswith("optimizer"):
+            folder, _, _ = place.rpartition("/")
+            name = next(filter(NAMED_LAYER.fullmatch, folder.split("/")), folder)
+            layers.setdefault(name, []).append(np.array(item))
+
     try:
         with h5py.File(path, "r") as file:
-            group, found = file.get("model_weights", file), {}
-            for name in np.array(group.attrs["layer_names"], "str"):
-                arrays = np.array(group[name].attrs["weight_names"], "str")
-                found[str(name)] = [np.array(group[name][array]) for array in arrays]
-            return found
-    except (OSError, KeyError) as error:
-        raise BadInput(f"{path} is not a Keras .h5 file ({error}); use an official VGG16.") from None
+            file.visititems(visit)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise damaged(path, "Keras .h5 file", error) from None
+    numbered = sorted(layers, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+    return {name: sorted(layers[name], key=lambda array: -array.ndim) for name in numbered}
+
+
+def all_layers(model):
+    """Yields the layers of a model, and of models within it."""
+    for layer in model.layers:
+        yield from all_layers(layer) if hasattr(layer, "layers") else (layer,)
+
+
+def check_numbers(path, arrays):
+    """BadInput where weights are no numbers, as a training that diverged leaves them."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        advice = "train again with a lower learning rate, or name another"
+        raise BadInput(f"{path} holds weights that are no numbers (NaN): its training diverged; {advice}.")
+
+
+def damaged(path, kind, error):
+    """The BadInput for a file that cannot be read as what it is."""
+    if "truncated" in str(error) or path.read_bytes()[:2] == b"PK" and not zipfile.is_zipfile(path):
+        return BadInput(f"{path} is truncated: its end is missing; copy or download it again.")
+    reason = str(error).strip().split("\n")[0]
+    return BadInput(f"{path} is not a whole {kind} ({reason}); name another.")
 
 
 def model_file(path):
@@ -99,18 +155,24 @@ def load_model(path):
     """The network of a .keras file or a run, none of whose code runs. BadInput where it is damaged."""
     path = model_file(path)
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # a damaged archive fails in many ways, all of them final
-        reason = str(error).strip().split("\n")[0]
-        raise BadInput(f"{path} is not a whole .keras model ({reason}); name another.") from None
+        raise damaged(path, ".keras model", error) from None
+    check_numbers(path, model.get_weights())
+    return model
 
 
 def input_size(path):
-    """Pixels a side that the VGG16 in a .keras file or a run's folder takes. BadInput where it is none."""
-    model = load_model(path)
-    if not {"block1_conv1", "block5_conv3"} <= {layer.name for layer in model.layers}:
-        raise BadInput(f"{path} holds no VGG16 (no layers block1_conv1 to block5_conv3); name another.")
-    return model.input_shape[1]
+    """Pixels a side that the network of a .keras file or a run's folder takes; None where it is not one of
+    these scripts', as it may want pictures prepared otherwise: its weights alone are of use."""
+    path = model_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            layers = json.loads(archive.read("config.json"))["config"]["layers"]
+        ours = any(layer["config"]["name"] == "preprocessing" for layer in layers)
+        return layers[0]["config"]["batch_shape"][1] if ours else None
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise damaged(path, ".keras model", error) from None
 
 
 def weights_digest(model, layers):
@@ -155,8 +217,7 @@ def with_precision(model, precision):
 @contextlib.contextmanager
 def on_devices(devices, batch_size, processes=False):
     """Within it, networks are built for and trained on the devices that --devices and --processes name.
-    Call it before anything is computed. Yields (Share, what it computes on, as one line). BadInput where
-    they or the batch size do not fit."""
+    Call it before anything is computed. Yields (Share, one line on what computes). BadInput for misfits."""
     backend = keras.backend.backend()
     if backend == "torch" and (devices or 1) > 1 or backend != "jax" and processes:
         flag = "--processes" if processes else "--devices"
@@ -168,8 +229,7 @@ def on_devices(devices, batch_size, processes=False):
             stack.enter_context(jax_scope(devices, batch_size, processes))
         share = current_share()
         if batch_size % share.replicas:
-            advice = f"choose a multiple of {share.replicas}, the number of devices"
-            raise BadInput(f"--batch-size {batch_size} cannot be shared out evenly; {advice}.")
+            raise BadInput(f"--batch-size {batch_size}: choose a multiple of {share.replicas} (devices).")
         yield share, describe_devices(backend, share)
 
 
@@ -239,13 +299,6 @@ def current_share():
 
         return Share(tensorflow.distribute.get_strategy().num_replicas_in_sync, whole_batches=True)
     return Share()
-
-
-def steps_at_once(share):
-    """Keras' `steps_per_execution`: how many batches it trains on between two looks at the loss. On
-    TensorFlow a GPU idles at each look; over several devices its loop of steps fails."""
-    waits = keras.backend.backend() == "tensorflow" and share.replicas == 1
-    return STEPS_AT_ONCE if waits and accelerators("tensorflow") else 1
 
 
 def describe_devices(backend, share):

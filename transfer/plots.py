@@ -1,18 +1,23 @@
 """What is drawn: curves, confusion matrices, explanations. PNG files, each with the dataset's notice."""
 
+import functools
 import io
+import warnings
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image, ImageOps
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from transfer.images import open_image
 from transfer.screen import percent
-from transfer.store import write_atomically
+from transfer.store import printable, write_atomically
 
 GALLERY_ROWS, GALLERY_COLUMNS = 4, 6
+MOST_COUNTED = 60  # classes of a confusion matrix up to which each cell says how many
 SIDE = 448  # most pixels a side at which a picture is shown
 
 
@@ -27,9 +32,30 @@ def save_figure(figure, path, notice):
     """Write a figure as PNG, atomically, with the dataset's notice at its foot."""
     if notice:
         figure.text(0.5, 0.005, notice, ha="center", va="bottom", fontsize=8, color="firebrick")
+    texts = figure.findobj(Text)
+    fonts = fonts_for(frozenset("".join(text.get_text() for text in texts)) - frozenset("\n"))
+    for text in texts:
+        text.set_fontfamily(fonts)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # missing from all fonts: said by `fonts_for`, once
+        figure.savefig(stream, format="png", dpi=130)
     write_atomically(path, stream.getvalue())
+
+
+@functools.cache
+def fonts_for(letters):
+    """Names of fonts that have all these letters together, matplotlib's own first; says where none has."""
+    own, families, missing = font_manager.findfont("DejaVu Sans"), [], set(map(ord, letters))
+    fonts = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]  # boxes
+    files = {own: "DejaVu Sans"} | {font.fname: font.name for font in fonts}
+    for file, name in files.items():
+        found = missing & set(FT2Font(file).get_charmap()) if missing or not families else ()
+        if found or not families:
+            families, missing = [*families, name], missing - found
+    if missing:
+        print(f"No font here has the letters {''.join(map(chr, sorted(missing)))}; install Noto Sans, say.")
+    return families
 
 
 def plot_curves(history, path, title, notice):
@@ -46,15 +72,13 @@ def plot_curves(history, path, title, notice):
         if key == "accuracy":
             axes.set_ylim(0, 1)
             axes.yaxis.set_major_formatter("{x:.0%}")
-        # along each step's line, at the end of the axis that the curves leave free
+        # along each step's line, where curves leave room; outside the layout, which a long name squeezes
         y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
-        along = {"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "left", "va": side}
+        along = {"rotation": 90, "ha": "left", "va": side, "fontsize": 7, "in_layout": False}
         for row in starts:
-            start, name = row["epoch"] - 0.5, f"{row['step']}: {row['trained']}"
-            if row is not history[0]:
-                axes.axvline(start, color="grey", linestyle="--", linewidth=1)
-            # outside the layout, else a long name squeezes the axes
-            axes.text(start, y, name, fontsize=7, color="dimgrey", in_layout=False, **along)
+            axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
+            place = row["epoch"] - 0.5, y, f"{row['step']}: {row['trained']}"
+            axes.text(*place, color="dimgrey", transform=axes.get_xaxis_transform(), **along)
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, path, notice)
@@ -62,16 +86,17 @@ def plot_curves(history, path, title, notice):
 
 def plot_confusion(matrix, labels, path, title, notice):
     """Draw a confusion matrix of counts (true rows, predicted columns), coloured by row share."""
-    size = max(6.5, 0.38 * len(labels) + 2.5)
+    size = max(6.5, 0.38 * min(len(labels), MOST_COUNTED) + 2.5)
     figure = new_figure(size + 0.8, size, 0.025)
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(matrix > 0):
+    for row, column in np.argwhere(matrix > 0) if len(labels) <= MOST_COUNTED else ():
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(range(len(labels)), labels, rotation=90)
-    axes.set_yticks(range(len(labels)), labels)
+    font = min(10, 10 * MOST_COUNTED / len(labels))
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=font)
+    axes.set_yticks(range(len(labels)), labels, fontsize=font)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
     save_figure(figure, path, notice)
@@ -79,27 +104,22 @@ def plot_confusion(matrix, labels, path, title, notice):
 
 def thumbnail(path):
     """A picture at the size at which it is drawn, with its own aspect ratio."""
-    return ImageOps.contain(open_image(path), (SIDE, SIDE))
-
-
-def overlay(picture, heat):
-    """A Pillow picture under a Grad-CAM map float32 (h, w): uint8 (height, width, 3)."""
-    heat = Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)
-    heat = np.clip(np.asarray(heat), 0, 1)
-    coloured = 255 * colormaps["inferno"](heat)[..., :3]
-    strength = 0.75 * heat[..., None]  # where nothing speaks for the class the picture stays as it is
-    grey = np.asarray(picture.convert("L"), "float32")[..., None]
-    return ((1 - strength) * grey + strength * coloured).astype("uint8")
+    image = open_image(path, SIDE)
+    image.thumbnail((SIDE, SIDE))
+    return image
 
 
 def plot_explanation(path, picture_path, heat, ranked, notice):
     """Write one picture, its Grad-CAM map and its most likely classes as PNG."""
-    picture, name = thumbnail(picture_path), picture_path.name
+    picture, name = thumbnail(picture_path), printable(picture_path.name)
     figure = new_figure(11, 3.9, 0.06)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
     left.imshow(picture)
     left.set_title(name if len(name) < 40 else f"...{name[-36:]}", fontsize=9)
-    middle.imshow(overlay(picture, heat))
+    heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    strength = 0.75 * heat[..., None]  # where nothing speaks for the class the picture stays, in grey
+    grey = (1 - strength) * np.asarray(picture.convert("L"), "float32")[..., None]
+    middle.imshow((grey + 255 * strength * colormaps["inferno"](heat)[..., :3]).astype("uint8"))
     middle.set_title(f"what speaks for {ranked[0][0]!r} (Grad-CAM)", fontsize=9)
     for axes in (left, middle):
         axes.axis("off")
@@ -114,8 +134,7 @@ def plot_explanation(path, picture_path, heat, ranked, notice):
 
 def plot_gallery(path, mistakes, title, notice):
     """Write the gallery of the most confident mistakes as PNG. mistakes: [(picture's path, true class,
-    predicted class, its probability)], the most confident first; as many as the grid holds are drawn.
-    Returns how many that is."""
+    predicted class, its probability)], the most confident first. Returns how many the grid holds."""
     mistakes = mistakes[: GALLERY_ROWS * GALLERY_COLUMNS]
     rows = max(1, -(-len(mistakes) // GALLERY_COLUMNS))
     figure = new_figure(2.15 * GALLERY_COLUMNS, 2.5 * rows + 0.6, 0.02)
@@ -128,22 +147,3 @@ def plot_gallery(path, mistakes, title, notice):
             axes.set_title(f"{true}\n-> {predicted} {100 * probability:.0f}%", fontsize=8)
     save_figure(figure, path, notice)
     return len(mistakes)
-
-
-def plot_importance(path, importance, features, title, notice):
-    """Write `explain.layer_importance` as a bar chart, PNG: each layer's share beside its share of the
-    features."""
-    figure = new_figure(8, 0.32 * len(importance) + 1.9, 0.05)
-    axes, names = figure.subplots(), list(importance)
-    axes.barh(names, importance.values(), color="steelblue", label="share of the importance")
-    axes.plot(features.values(), names, "|", color="black", markersize=11, label="share of the features")
-    beside = {"xytext": (5, 0), "textcoords": "offset points", "fontsize": 8, "va": "center"}
-    for row, name in enumerate(names):
-        axes.annotate(percent(importance[name]), (max(importance[name], features[name]), row), **beside)
-    axes.invert_yaxis()  # the first layer on top
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlim(0, 1.15 * max(*importance.values(), *features.values()))
-    axes.set_title(title, fontsize=10)
-    axes.legend(loc="best", fontsize=8)
-    axes.grid(axis="x", alpha=0.3)
-    save_figure(figure, path, notice)

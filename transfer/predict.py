@@ -1,5 +1,6 @@
 """A run's answers for any pictures: probabilities and rankings, as a table, CSV and JSON lines."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -7,17 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from common import pooled_model
+from transfer import features, store
 from transfer.classifiers import load_pipeline, pipeline_probabilities
-from transfer.data import walk_pictures
-from transfer.features import build_network, source_of, take_layers
-from transfer.images import decode_all
+from transfer.data import file_stamp, walk_pictures
+from transfer.images import decode_all, load_images
 from transfer.network import load_model, weights_digest
+from transfer.runs import dataset_of, describe_dataset
 from transfer.screen import BadInput, print_table, progress
-from transfer.store import write_atomically, write_csv
 
 TOP = 5
 SHOWN = 20  # rows of the table on screen
 NAME = 40  # letters of a file's name on screen
+UNSURE = "unsure"  # the answer of less confidence than --accept asks for
 
 
 def list_pictures(paths):
@@ -31,35 +33,99 @@ def list_pictures(paths):
 
 
 def load_classifier(run):
-    """The classifier of a finished run: a function from uint8 images (b, size, size, 3) to probabilities
-    float32 (b, classes), and its network."""
+    """A run's function from uint8 images (b, size, size, 3) to probabilities (b, classes), its network."""
     if run.is_network:
         model = load_model(run.folder)
         return lambda images: np.asarray(model.predict_on_batch(images), "float32"), model
     pipeline, stored = load_pipeline(run.folder / "pipeline.skops"), run.config["features"]
     columns, classes = stored["layers"], len(run.config["labels"])
-    model = build_network(source_of(stored))
+    model = features.build_network(features.source_of(stored))
     if weights_digest(model, list(columns)) != stored["weights_sha256"]:
         raise BadInput(f"{stored['weights']} has changed since {run.folder} was fitted; fit it again.")
     pooled, _ = pooled_model(model, list(columns))
 
     def classify(images):
-        features = np.asarray(pooled.predict_on_batch(images), "float32")
-        features = take_layers(features, columns, run.metrics["layers"])
-        return pipeline_probabilities(pipeline, features, classes)
+        x = np.asarray(pooled.predict_on_batch(images), "float32")
+        x = features.take_layers(x, columns, run.metrics["layers"])
+        return pipeline_probabilities(pipeline, x, classes)
 
     return classify, model
 
 
-def predict_files(files, classify, image_size, batch_size):
-    """Yields by batch (files, images uint8 (b, h, w, 3), probabilities (b, classes), {unreadable: why})."""
-    for start in progress(range(0, len(files), batch_size), "predicting"):
-        batch = files[start : start + batch_size]
-        images, bad = decode_all(batch, image_size)
-        good = np.delete(np.arange(len(batch)), list(bad))
-        probabilities = classify(images[good]) if len(good) else np.zeros((0, 0))
-        reasons = {batch[row]: reason for row, reason in bad.items()}
-        yield [batch[row] for row in good], images[good], probabilities, reasons
+def predict_split(dataset, run, split, settings, classify=None):
+    """{file: probabilities (n_classes,)} of a run for the split of that name. settings: an Extraction.
+    classify: a network's `load_classifier`; the features of a pipeline are extracted first."""
+    if run.is_network:
+        given = run.image_size, settings.cache, settings.skip_unreadable
+        rows, predictions = load_images(dataset, (split,), *given).splits[split], {}
+        for start in progress(range(0, len(rows.files), settings.batch_size), f"predicting {split}"):
+            part = slice(start, start + settings.batch_size)
+            predictions |= zip(rows.files[part].tolist(), classify(rows.images[part]))
+        return predictions
+    stored, pipeline = run.config["features"], load_pipeline(run.folder / "pipeline.skops")
+    source, folder = features.source_of(stored), Path(stored["folder"])
+    if stored["dataset"]["pictures"] != describe_dataset(dataset)["pictures"]:  # some were added, say
+        folder = features.features_folder(source, dataset, settings.skip_unreadable)
+    features.extract_features(source, dataset, (split,), folder, settings)
+    if store.read_json(folder / "features.json")["weights_sha256"] != stored["weights_sha256"]:
+        raise BadInput(f"{run.folder} was fitted on other features than those in {folder}; fit it again.")
+    x, _, files = features.load_features(folder, dataset, split, run.metrics["layers"])
+    return dict(zip(files.tolist(), pipeline_probabilities(pipeline, x, len(dataset.labels))))
+
+
+def accepted_from(accept, run, settings, classify=None):
+    """The confidence from which on --accept takes the answers of a run, by those for the validation split,
+    which are kept in RUN/validation.json. None without --accept."""
+    path = run.folder / "validation.json"
+    if accept and not path.exists():
+        dataset = dataset_of(run)
+        found, split = predict_split(dataset, run, "val", settings, classify), dataset.splits["val"]
+        labels = dict(zip(split.files.tolist(), split.labels.tolist()))
+        right = [bool(p.argmax() == labels[file]) for file, p in found.items()]
+        store.write_json(path, {"confidence": [float(p.max()) for p in found.values()], "right": right})
+    return confidence_for(*store.read_json(path).values(), accept) if accept else None
+
+
+def predict_files(files, classify, run, batch_size, folder):
+    """({file: its ranking}, {file that cannot be read: why}). What is done is kept in `folder`, so that an
+    interrupted command resumes."""
+    labels, stamps = run.config["labels"], [(str(file), *file_stamp(file)) for file in files]
+    key = f"{run.folder.absolute()} {file_stamp(run.folder / 'metrics.json')} {stamps}"
+    digest = hashlib.sha256(store.printable(key).encode()).hexdigest()[:16]
+
+    def blocks(starts):
+        for start in starts:
+            images, bad = decode_all(files[start : start + batch_size], run.image_size)
+            good = np.delete(np.arange(len(images)), list(bad))
+            block = np.full((len(images), len(labels)), np.nan, "float32")
+            block[good] = classify(images[good]) if len(good) else 0
+            yield block
+
+    path = Path(folder) / f"predicted-{digest}.npy"
+    file = store.ArrayFile(path, (len(files), len(labels)), "float32", "predicting")
+    probabilities = store.make_array(file, blocks, batch_size)
+    unread = [files[row] for row in np.flatnonzero(np.isnan(probabilities[:, 0]))]
+    why = decode_all(unread, run.image_size)[1]
+    unread = {file: why.get(row, "its answer is no number") for row, file in enumerate(unread)}
+    return {f: ranking(p, labels) for f, p in zip(files, probabilities) if f not in unread}, unread
+
+
+def confidence_for(confidence, right, wanted):
+    """The lowest confidence such that of the answers with it or more a share `wanted` was right; infinite
+    where there is none. confidence: n floats. right: n bools."""
+    confidence, right = np.array(confidence), np.array(right)
+    order = np.argsort(-confidence, kind="stable")
+    shares, confidence = np.cumsum(right[order]) / np.arange(1, len(right) + 1), confidence[order]
+    of_equals_last = np.append(np.diff(confidence) != 0, True)
+    enough = np.flatnonzero((shares >= wanted) & of_equals_last)
+    return float(confidence[enough[-1]]) if len(enough) else np.inf
+
+
+def answers_of(rankings, accepted):
+    """{file: its likeliest class, UNSURE where that is below `accepted`}; {} where that is None."""
+    if accepted is None:
+        return {}
+    return {file: r[0][0] if r[0][1] >= accepted else UNSURE for file, r in rankings.items()}
 
 
 def ranking(probabilities, labels):
@@ -76,35 +142,38 @@ def ranking_row(ranked):
     return row
 
 
-def write_predictions(out, run, rankings, unreadable):
-    """Write predictions.csv and predictions.jsonl into the folder `out`, one row or line a file. rankings:
-    {file: ranking}. unreadable: {file: reason}; those are lines of the .jsonl alone."""
+def write_predictions(out, run, rankings, unread, answers):
+    """Write predictions.csv and predictions.jsonl into the folder `out`, one row or line a file. rankings,
+    unread: as `predict_files` gives; the unread are in the .jsonl alone. answers: {file: answer} or {}."""
     origin = {"run": str(run.folder), "dataset": run.config["dataset"]["name"]}
-    found = {file: [{"class": c, "probability": round(p, 6)} for c, p in r] for file, r in rankings.items()}
-    lines = [{"file": str(file), "predictions": classes, **origin} for file, classes in found.items()]
-    lines += [{"file": str(file), "error": reason, **origin} for file, reason in unreadable.items()]
+    lines, rows = [], []
+    for file, ranked in rankings.items():
+        known = {"file": str(file)} | ({"answer": answers[file]} if answers else {})
+        classes = [{"class": label, "probability": round(p, 6)} for label, p in ranked]
+        lines.append({**known, "predictions": classes, **origin})
+        rows.append({**known, **ranking_row(ranked), **origin})
+    lines += [{"file": str(file), "error": reason, **origin} for file, reason in unread.items()]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_atomically(out / "predictions.jsonl", content)
-    if rankings:
-        rows = [{"file": file, **ranking_row(ranked), **origin} for file, ranked in rankings.items()]
-        write_csv(out / "predictions.csv", rows)
+    store.write_atomically(out / "predictions.jsonl", content)
+    if rows:
+        store.write_csv(out / "predictions.csv", rows)
 
 
-def print_predictions(rankings, unreadable):
+def print_predictions(rankings, unread, answers):
     """The first SHOWN rankings as a table that fits the terminal, and the files that could not be read."""
-    rows = []
+    rows, answer = [], ["answer"] * bool(answers)
     for file, ranked in list(rankings.items())[:SHOWN]:
-        name = file.name if len(file.name) <= NAME else f"...{file.name[3 - NAME :]}"
-        rows.append((name, *(f"{label} {100 * probability:.1f}%" for label, probability in ranked)))
+        name = store.printable(file.name)
+        name = name if len(name) <= NAME else f"...{name[3 - NAME :]}"
+        rows.append((name, *[answers[file] for _ in answer], *(f"{label} {p:.1%}" for label, p in ranked)))
     if rows:
         widths = np.cumsum([2 + max(map(len, column)) for column in zip(*rows)])
         fitting = max(2, int(np.sum(widths < shutil.get_terminal_size((96, 24)).columns)))
-        print_table(("picture", *range(1, fitting)), [row[:fitting] for row in rows])
+        print_table(("picture", *answer, *range(1, TOP + 1))[:fitting], [row[:fitting] for row in rows])
+    lines = [f"  {file}: {reason}" for file, reason in unread.items()]
     if len(rankings) > SHOWN:
         print(f"  ... and {len(rankings) - SHOWN} more in predictions.csv")
-    if unreadable:
-        print(f"\n{len(unreadable)} files could not be read and were left out:")
-    for file, reason in list(unreadable.items())[:SHOWN]:
-        print(f"  {file}: {reason}")
-    if len(unreadable) > SHOWN:
-        print(f"  ... and {len(unreadable) - SHOWN} more in predictions.jsonl")
+    if lines:
+        print(f"\n{len(lines)} files could not be read and were left out:", *lines[:SHOWN], sep="\n")
+    if len(lines) > SHOWN:
+        print(f"  ... and {len(lines) - SHOWN} more in predictions.jsonl")

@@ -11,9 +11,11 @@ from transfer.plots import plot_confusion
 from transfer.predict import TOP, ranking, ranking_row
 from transfer.runs import describe_dataset
 from transfer.screen import percent, print_table
-from transfer.store import read_csv, write_csv, write_json
+from transfer.store import printable, read_csv, write_csv, write_json
 from transfer.study import TEST_F1, TEST_FIGURES, VAL_ACCURACY, forest_rows
 from transfer.train import fine_tuning_rows
+
+UNEQUAL = 3  # times as many images in the largest class as in the smallest
 
 
 def wilson(accuracy, count):
@@ -26,8 +28,7 @@ def wilson(accuracy, count):
 
 def mcnemar(right, other_right):
     """Whether two classifiers differ on the same images, by the exact test of McNemar (1947). right,
-    other_right: bool (n,). Returns (images that the first alone has right, those that the second alone has
-    right, two-sided p)."""
+    other_right: bool (n,). Returns (images that the first alone has right, the second alone, p)."""
     first, second = int(np.sum(right & ~other_right)), int(np.sum(~right & other_right))
     return first, second, float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
@@ -43,27 +44,26 @@ def study_rows(run):
     if run.config["script"] == "finetune.py":
         steps, rows = run.metrics["steps"], fine_tuning_rows(run.config["arguments"])
         return [(row["row"], row["figures"][3], steps[last - 1]["val_accuracy"]) for last, row in rows]
-    return [
-        (row["row"], row["val_accuracy"], forest["val_accuracy"])
-        for forest in run.metrics.get("forests", [])
-        for row in forest_rows(is_original(run.config["features"]["weights"]), forest)
-    ]
+    original, forests = is_original(run.config["features"]["weights"]), run.metrics.get("forests", [])
+    pairs = [(row, forest) for forest in forests for row in forest_rows(original, forest)]
+    return [(row["row"], row["val_accuracy"], forest["val_accuracy"]) for row, forest in pairs]
 
 
 def print_runs(runs, dataset):
     """All finished runs, then every row of the study with our figure on this dataset."""
-    rows, ours = [], {}
+    rows, ours, cell = [], {}, dataset.study_cell
     for run in runs:
         of_study, about = study_rows(run), run.config["dataset"]
         study = " / ".join(f"{percentage:.2f}%" for _, percentage, _ in of_study) or "-"
         interval = span(wilson(run.metrics["val_accuracy"], about["images"]["val"]))
         figures = (percent(run.metrics["accuracy"]), percent(run.metrics["val_accuracy"]), interval)
-        rows.append((run.folder, about["name"], *figures, study))
+        rows.append((run.folder, about["name"], *figures, *cell(study)))
         for row, _, figure in of_study if run.fingerprint == dataset.fingerprint else ():
             ours[row] = max(ours.get(row, 0), figure)
     if runs:
         print("Runs")
-        print_table(("run", "dataset", "accuracy", "val accuracy", "95% interval", "study, MAMe"), rows)
+        header = ("run", "dataset", "accuracy", "val accuracy", "95% interval", *cell("study, MAMe"))
+        print_table(header, rows)
     if not dataset.in_folders:
         print("\nThe study's rows")
         absent = "not measured here" if dataset.notice is None else "not run"
@@ -83,9 +83,9 @@ class Tested(NamedTuple):
     museums: np.ndarray  # (n,) str
 
 
-def evaluate(dataset, predictions):
+def evaluate(dataset, predictions, accepted=None):
     """The test split as a Tested, from {file: probabilities}. True classes and museums come from the
-    metadata by file name, never by order."""
+    metadata by file name, never by order. accepted: the least confidence of an answer that is given."""
     split = dataset.splits["test"]
     place = {file: row for row, file in enumerate(split.files.tolist())}
     files = [file for file in place if file in predictions]
@@ -93,9 +93,8 @@ def evaluate(dataset, predictions):
     true, museums = split.labels[rows], split.museums[rows]
     probabilities = np.stack([predictions[file] for file in files])
     predicted, classes = probabilities.argmax(axis=1), range(len(dataset.labels))
-    report = metrics.classification_report(
-        true, predicted, labels=classes, target_names=dataset.labels, output_dict=True, zero_division=0
-    )
+    settings = {"labels": classes, "target_names": dataset.labels, "output_dict": True, "zero_division": 0}
+    report = metrics.classification_report(true, predicted, **settings)
     top, by_museum, k = {}, {}, min(TOP, len(classes) - 1)
     if k > 1:  # of two classes every answer is among the first two
         top[f"top_{k}_accuracy"] = metrics.top_k_accuracy_score(true, probabilities, k=k, labels=classes)
@@ -107,18 +106,16 @@ def evaluate(dataset, predictions):
     figures |= {key: report[key] for key in ("macro avg", "weighted avg")}
     figures |= {"classes": {label: report[label] for label in dataset.labels}, "museums": by_museum}
     figures["confusion_matrix"] = metrics.confusion_matrix(true, predicted, labels=classes).tolist()
-    figures["intervals"] = intervals(figures)
-    return Tested(figures, files, true, probabilities, museums)
-
-
-def intervals(figures):
-    """95% intervals (Wilson) of the accuracies among the figures of `evaluate`: of all images, of each
-    class (that is its recall) and of each museum."""
+    if accepted is not None:
+        given = probabilities.max(axis=1) >= accepted
+        right = float(np.mean((predicted == true)[given])) if given.any() else None
+        figures["accept"] = {"confidence": accepted, "answered": float(given.mean()), "right": right}
     keys = [key for key in figures if key == "accuracy" or key.startswith("top_")]
-    found = {key: wilson(figures[key], figures["images"]) for key in keys}
+    intervals = {key: wilson(figures[key], figures["images"]) for key in keys}  # 95%
     for name, rows, key in (("classes recall", "classes", "recall"), ("museums", "museums", "accuracy")):
-        found[name] = {k: wilson(row[key], row["support"]) for k, row in figures[rows].items()}
-    return found
+        intervals[name] = {k: wilson(row[key], row["support"]) for k, row in figures[rows].items()}
+    figures["intervals"] = intervals
+    return Tested(figures, files, true, probabilities, museums)
 
 
 def print_report(figures, dataset):
@@ -140,21 +137,28 @@ def print_report(figures, dataset):
     for museum, row in figures["museums"].items():
         ours = percent(row["accuracy"]), span(interval["museums"][museum])
         rows.append((f"museum: {museum}", *ours, *study("-"), row["support"]))
-    for key in (key for key in figures if key.endswith("accuracy")):
+    supports = [row["support"] for row in figures["classes"].values()]
+    accuracies = [key for key in figures if key.endswith("accuracy")]
+    if max(supports) > UNEQUAL * min(supports):  # the largest classes alone would decide the accuracy
+        accuracies.sort(key=lambda key: key != "balanced_accuracy")
+    for key in accuracies:
         name, of_study = key.replace("top_", "top-").replace("_", " "), "-"
         if key == "accuracy":
             of_study = percent(TEST_FIGURES[key])
         ours = percent(figures[key]), span(interval[key]) if key in interval else "-"
         rows.append((name, *ours, *study(of_study), figures["images"]))
     print_table(("", "ours", "95% interval", *study("study, MAMe"), "images"), rows)
+    if "accept" in figures:
+        given = figures["accept"]
+        print(f"\nAnswers whose confidence is {given['confidence']:.3f} or more are given: that is to")
+        print(f"{percent(given['answered'])} of the images; {percent(given['right'])} of them are right.")
 
 
 def write_report(out, run, dataset, tested, skipped):
-    """Write metrics.json, predictions.csv and confusion_matrix.png into the folder `out`. tested: a Tested.
-    skipped: files that could not be read."""
+    """Write metrics.json, predictions.csv and confusion_matrix.png of a Tested into the folder `out`."""
     rows = []
     for file, museum, true, row in zip(tested.files, tested.museums, tested.true, tested.probabilities):
-        known = {"file": file, "museum": museum, "true": dataset.labels[true]}
+        known = {"file": printable(file), "museum": museum, "true": dataset.labels[true]}
         ranked = ranking_row(ranking(row, dataset.labels))
         rows.append({**known, **ranked, "dataset": dataset.name})
     write_csv(out / "predictions.csv", rows)
@@ -174,10 +178,9 @@ def read_answers(path):
 
 
 def compare_answers(first, second, labels):
-    """How two classifiers differ on the images that both were tested on. first, second: as `read_answers`
-    gives. Returns (accuracies, rows): the accuracy of each, and for all images and for each class a dict
-    with images, first_alone, second_alone (that many it alone has right) and p: exact McNemar, that of a
-    class multiplied by the number of classes (Bonferroni), at most 1."""
+    """How two classifiers differ on the images that both were tested on. first, second: `read_answers`.
+    Returns (the accuracy of each, rows): for all images and for each class how many each alone has right,
+    and p: exact McNemar, that of a class multiplied by the number of classes (Bonferroni)."""
     files = [file for file in first if file in second]
     true = np.array([first[file][0] for file in files])
     right, other = (np.array([answers[file][1] for file in files], bool) for answers in (first, second))

@@ -16,17 +16,20 @@ import keras
 from filelock import Timeout
 
 from common import Share
+from transfer.data import load_dataset
+from transfer.images import DECODING
 from transfer.screen import BadInput
-from transfer.store import lock_of, read_json, write_json
+from transfer.store import lock_of, placed, read_json, write_json
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
-FORMAT = 4  # of config.json and of what a run resumes from
+FORMAT = 5  # of config.json and of what a run resumes from
 
 
 def describe_dataset(dataset):
     """What every file says of the data behind it."""
     about = {"name": dataset.name, "notice": dataset.notice, "folder": str(dataset.root)}
     about |= {"fingerprint": dataset.fingerprint, "classes": len(dataset.labels)}
+    about["pictures"] = f"{dataset.pictures} {DECODING}"
     return about | {"images": {name: len(split.files) for name, split in dataset.splits.items()}}
 
 
@@ -46,11 +49,10 @@ def describe_run(args, dataset, **decisive):
 
 @contextlib.contextmanager
 def start_run(config, name, named=None, share=Share()):  # noqa: B008, it never changes
-    """The folder of a run, held by this process alone until the `with` block ends. A new folder with its
-    config.json, or that of an interrupted run with the same settings, on the same data: the folder `named`,
-    else runs/<dataset>-<name>, <dataset>-<name>-2 ... No finished run is touched. share: of several
-    processes the first records the run; the others get a folder that is thrown away, with what they resume
-    from. BadInput where the folder named is of no use."""
+    """The folder of a run, held by this process alone until the `with` block ends: a new one with its
+    config.json, or that of an interrupted run with the same settings and data; the one `named`, else
+    runs/<dataset>-<name>, <dataset>-<name>-2 ... share: of several processes the first records the run;
+    the others get a folder that is thrown away. BadInput where the folder named is of no use."""
     name = f"{config['dataset']['name']}-{name}"
     candidates = [Path(named)] if named else numbered(Path("runs") / name)
     if share.process:
@@ -70,7 +72,8 @@ def start_run(config, name, named=None, share=Share()):  # noqa: B008, it never 
             run.mkdir(exist_ok=True)
             write_json(run / "config.json", config)
             print(f"This run is recorded in {run}\n", flush=True)
-        yield run
+        with placed(run):
+            yield run
 
 
 def numbered(path):
@@ -80,7 +83,8 @@ def numbered(path):
 
 def claim_folder(candidates, config, stack):
     """The first of `candidates` that is new or holds this run, interrupted; its lock is left to `stack`.
-    BadInput that says why where none of them is."""
+    Says why the one before it is not; BadInput where none of them is."""
+    passed_over = None
     for run in candidates:
         reason, lock = why_not(run, config), lock_of(run)
         if not reason:
@@ -91,8 +95,10 @@ def claim_folder(candidates, config, stack):
         if not reason:
             reason = why_not(run, config)  # it may just have been finished
         if not reason:
+            print(passed_over or "", end="\n" * bool(passed_over))
             return run
-    raise BadInput(f"The folder {run} {reason}, or name a new one with --out.")
+        passed_over = f"The folder {run} {reason}"
+    raise BadInput(f"{passed_over}, or name a new one with --out.")
 
 
 def why_not(run, config):
@@ -108,7 +114,9 @@ def why_not(run, config):
         return "holds a run that another version of these scripts began; delete it"
     for settings in (stored, wanted):  # the backend counts and not its version
         settings["Keras backend"] = settings.pop("versions")["keras backend"]
-        settings["dataset"] = settings["dataset"]["fingerprint"]
+        settings["dataset"] = settings["dataset"].get("pictures")
+    if stored["dataset"] != wanted["dataset"]:
+        return "already holds a run on other pictures (names, sizes or times have changed since); delete it"
     old, new = stored.pop("arguments"), wanted.pop("arguments")
     different = [f"--{key.replace('_', '-')}" for key in new if old.get(key, ...) != new[key]]
     different += [key for key in wanted if stored.get(key, ...) != wanted[key]]
@@ -123,21 +131,10 @@ class Run(NamedTuple):
     folder: Path
     config: dict
     metrics: dict
-
-    @property
-    def is_network(self):
-        """Whether it is a fine-tuned network, not a pipeline on features."""
-        return not (self.folder / "pipeline.skops").exists()
-
-    @property
-    def image_size(self):
-        """Pixels a side of the images that it takes."""
-        return self.config["arguments" if self.is_network else "features"]["image_size"]
-
-    @property
-    def fingerprint(self):
-        """Of the dataset that it was trained on."""
-        return self.config["dataset"]["fingerprint"]
+    is_network: bool  # a fine-tuned network, not a pipeline on features
+    image_size: int  # pixels a side of the images that it takes
+    fingerprint: str  # of the dataset that it was trained on
+    place: Path  # of that dataset then, from here
 
 
 def read_run(folder):
@@ -145,7 +142,18 @@ def read_run(folder):
     folder = Path(folder)
     if not (folder / "metrics.json").exists():
         raise BadInput(f"{folder} is not a finished run; `python test_model.py` lists those there are.")
-    return Run(folder, read_json(folder / "config.json"), read_json(folder / "metrics.json"))
+    config, is_network = read_json(folder / "config.json"), not (folder / "pipeline.skops").exists()
+    size, data = config["arguments" if is_network else "features"]["image_size"], config["dataset"]
+    place, metrics = Path(data["folder"]).absolute(), read_json(folder / "metrics.json")
+    return Run(folder, config, metrics, is_network, size, data["fingerprint"], place)
+
+
+def dataset_of(run, seed=0):
+    """The dataset that a run was trained on; BadInput where it is elsewhere."""
+    if not run.place.is_dir():
+        advice = "name the place of its pictures with --data, or go to the folder where it was trained"
+        raise BadInput(f"{run.folder} was trained on {run.place}, which is not here; {advice}.")
+    return load_dataset(run.config["dataset"]["folder"], seed)
 
 
 def finished_runs(parent):

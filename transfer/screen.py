@@ -1,7 +1,9 @@
 """What is printed: one sentence for bad input, the configuration, tables, the progress of long work."""
 
 import contextlib
+import errno
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +13,10 @@ from tqdm import tqdm
 
 SHOWN_AFTER = 2  # seconds until work is worth a line of progress
 LINE_EVERY = 20  # seconds between two such lines in a log file
+SPACE = "free some space there, or name a folder on another disk with --cache or --out"
+REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), SPACE)
+REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its rights, or name another")
+REMEDIES[errno.ENAMETOOLONG] = "choose a shorter name"
 
 
 class BadInput(Exception):
@@ -21,10 +27,14 @@ def run_script(main):
     """Call `main`; bad input ends with one sentence and status 2, Ctrl-C with status 130."""
     script = Path(sys.argv[0]).name
 
+    terminal = os.dup(2)  # as `without_startup_lines` turns the other one away
+
     def stop(*_):  # at once: an exception raised inside an engine's own code aborts the process
-        text = f"\n{script}: interrupted; run the same command again to resume."
-        print(text, file=sys.stderr, flush=True)
+        os.write(terminal, f"\n{script}: interrupted; run the same command again to resume.\n".encode())
         os._exit(130)
+
+    for stream in (sys.stdout, sys.stderr):  # a class or file may have a name that they cannot show
+        stream.reconfigure(errors="backslashreplace")
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
         signal.signal(signal.SIGINT, stop)
@@ -33,12 +43,17 @@ def run_script(main):
     except BadInput as error:
         print(f"{script}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has enough
+        os._exit(141)
     except OSError as error:
+        number = re.search(r"errno = (\d+)", str(error))  # h5py's carry a message alone
+        number = int(number[1]) if number else error.errno
         where = f" {error.filename}" if error.filename else ""
-        reason = error.strerror or " ".join(str(error).split())  # h5py's carry a message alone
-        advice = "Fix this (space, permissions, another folder), then run the same command again to resume."
-        print(f"{script}: error: cannot use{where}: {reason}. {advice}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        advice = f"{REMEDIES.get(number, 'fix this')}, then run the same command again to resume."
+        print(f"{script}: error: cannot use{where}: {reason}; {advice}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         os._exit(2)  # HDF5 crashes at exit where it closes a file that a full disk cut short
 
 
@@ -90,8 +105,7 @@ def percent(fraction):
 
 
 def progress(iterable, description, total=None, unit=" batches", done=0):
-    """A tqdm bar for work longer than SHOWN_AFTER seconds; where no terminal rewrites a line, as in a log
-    file, a line of its own now and then."""
+    """A tqdm bar for work longer than SHOWN_AFTER seconds; where no terminal rewrites a line, lines."""
     where = {}
     if not sys.stderr.isatty():
         shown = "{desc}: {n_fmt} of {total_fmt}" + unit + ", {rate_noinv_fmt}, {remaining} left"

@@ -20,6 +20,8 @@ from filelock import FileLock, Timeout
 
 from transfer.screen import BadInput, progress
 
+LONGEST_NAME = 120  # bytes of a part of a file's name; file systems take 255 for all of it
+
 
 def sync(path):
     """Wait until a file's content has reached the disk, so that a power failure cannot take it."""
@@ -27,15 +29,38 @@ def sync(path):
         os.fsync(file.fileno())
 
 
+@contextlib.contextmanager
+def placed(path):
+    """Within it, an error of the disk that does not say where names `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def printable(name):
+    """A file's name as it is written and shown: a byte that is not UTF-8, a lone surrogate in Python, as
+    its escape, which JSON reads back as that surrogate."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def short_name(text):
+    """The beginning of `text` as part of a file's name."""
+    return printable(text).replace("\\", "-").encode()[:LONGEST_NAME].decode(errors="ignore")
+
+
 def write_atomically(path, content):
     """Write str or bytes to `path` so that a reader finds the old file or the whole new one."""
     part = Path(f"{path}.part")
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        sync(part)
-        os.replace(part, path)
+        with placed(path):
+            part.write_bytes(printable(content).encode() if isinstance(content, str) else content)
+            sync(part)
+            os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a name too long to be written is too long to be removed
+            part.unlink(missing_ok=True)
 
 
 def write_json(path, content):
@@ -63,18 +88,22 @@ def write_csv(path, rows):
 
 
 def read_csv(path, advice):
-    """All rows of a CSV file as lists of str, without a BOM. BadInput, which ends with `advice`, where it
-    is not CSV in UTF-8."""
+    """The rows of a CSV file that are not empty as lists of str, without a BOM, parted by commas or, as
+    spreadsheets write, semicolons or tabs. BadInput, which ends with `advice`, where it is no UTF-8."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            return [row for row in csv.reader(file, strict=True) if row]
+            first = file.readline()
+            delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+            file.seek(0)
+            return [row for row in csv.reader(file, delimiter=delimiter, strict=True) if any(row)]
+    except FileNotFoundError:
+        raise BadInput(f"There is no {path}; {advice}.") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path} is not a CSV file in UTF-8 ({error}); {advice}.") from None
 
 
 def lock_of(path):
-    """The lock of a file or folder: a hidden file beside it, which stays. It is released when the process
-    that holds it ends, however that ends."""
+    """The lock of a file or folder, a hidden file beside it that stays; released when its process ends."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"))
@@ -104,9 +133,10 @@ class ArrayFile(NamedTuple):
     description: str  # what is shown while it is made
 
     @property
-    def size(self):
-        """Bytes, without the header."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+    def missing(self):
+        """Bytes that are still to be written, without the header."""
+        size, part = math.prod(self.shape) * np.dtype(self.dtype).itemsize, Path(f"{self.path}.part")
+        return 0 if self.path.exists() else size - (part.stat().st_size if part.exists() else 0)
 
 
 def ahead(function, items):
@@ -128,8 +158,12 @@ def make_array(file, blocks, block):
     the rows `starts`. BadInput where the disk has no room for it, or where the file is cut short."""
     path, part = file.path, Path(f"{file.path}.part")
     if not path.exists():
-        check_space(path, file.size - (part.stat().st_size if part.exists() else 0), file.description)
-        with locked(path):
+        free, needed = free_space(path), 1.02 * file.missing
+        if needed > free:
+            space = f"{free / 1e9:.1f} GB free in {path.parent} and {needed / 1e9:.1f} needed"
+            advice = "free some, name a folder on another disk with --cache or --out, or use --cache none"
+            raise BadInput(f"There are {space} for {file.description}; {advice}.")
+        with locked(path), placed(path):
             if not path.exists():  # else another process has just made it
                 fill_array(part, file, blocks, block)
                 sync(part)
@@ -173,12 +207,3 @@ def fill_array(part, file, blocks, block):
 def free_space(path):
     """Bytes free where the file `path` is or would be."""
     return shutil.disk_usage(next(place for place in Path(path).absolute().parents if place.is_dir())).free
-
-
-def check_space(path, needed, what):
-    """Raise BadInput where there are not `needed` bytes (and a little more) free for the file `path`."""
-    free = free_space(path)
-    if needed * 1.02 > free:
-        space = f"{free / 1e9:.1f} GB free in {Path(path).parent}, and {what} needs {needed / 1e9:.1f} GB"
-        advice = "free some space, name a folder on another disk with --cache or --out, or use --cache none"
-        raise BadInput(f"There are {space}; {advice}.")

@@ -75,12 +75,6 @@ CLAIMS = (
     ("fine-tuning helps a forest", "forest on: all unfrozen, augmentation", "forest, all layers, leaf 2"),
     ("fine-tuning is ahead of forests", "stepwise, no augmentation", "forest, all layers, leaf 2"),
 )
-# The same section: what it reports without saying which figure belongs to which setting.
-FOREST_REPORTED = {
-    "all": "71/73, 61/63, 67/69, 70/72 with / without discretisation",
-    "last": "64, 71, 70, 67 without discretisation",
-    "block5_conv3": "50, 61, 61, 59 without discretisation",
-}
 FOREST_TREES = (100, 50, 12)
 FOREST_LEAVES = (2, 7, 20)
 FOREST_LAYERS = ("all", "last", "block5_conv3")
@@ -105,8 +99,7 @@ def rows_of(table, **settings):
 
 
 def forest_rows(original, row):
-    """The rows of FOREST_ROWS that a classifier reruns: whether the network is the `original` VGG16, and
-    its row of metrics."""
+    """The rows of FOREST_ROWS that a classifier with this row of metrics reruns, on VGG16 or a run's."""
     if "n_estimators" not in row:  # a linear classifier
         return []
     settings = {"layers": row["layers"], "discretize": row["discretize"]}

@@ -8,16 +8,18 @@ from operator import itemgetter
 from pathlib import Path
 
 import keras
+import numpy as np
 
 import common
 from transfer import store
 from transfer.features import keep_activations
-from transfer.network import current_share, random_state, set_random_state, steps_at_once, weights_digest
+from transfer.network import accelerators, current_share, random_state, set_random_state, weights_digest
 from transfer.plots import plot_curves
 from transfer.screen import percent, print_notice, print_table
-from transfer.study import ALL_BLOCKS, AUGMENTATION, FIGURES, FINE_TUNING_ROWS, UNFREEZE, rows_of
+from transfer.study import AUGMENTATION, FIGURES, FINE_TUNING_ROWS, UNFREEZE, rows_of
 
 WARM_UP = 0.1  # share of a cosine schedule's updates in which the learning rate rises
+STEPS_AT_ONCE = 50  # that TensorFlow trains on a GPU between two looks at the loss: about a second
 FOLDER = "resume"  # in a run's folder
 CHECKPOINT = "best-{epoch}.weights.h5"  # of the best epochs, within that folder
 
@@ -35,6 +37,7 @@ class Step:
     optimizer: str = "adam"
     augment: bool = False
     schedule: str = "constant"  # of the learning rate, or "cosine"
+    balanced: bool = False  # each class counts alike in the loss
 
 
 def plan_trainings(unfreeze, augment, final_augment):
@@ -48,23 +51,16 @@ def plan_steps(args):
     """The steps of finetune.py's flags."""
     frozen = {"learning_rate": args.learning_rate, "epochs": args.epochs}
     unfrozen = {"learning_rate": args.fine_tune_learning_rate, "epochs": args.fine_tune_epochs}
-    shared = {key: getattr(args, key) for key in ("batch_size", "seed", "optimizer", "schedule")}
-    return [
-        Step(name, blocks, augment=augment, **(unfrozen if blocks else frozen), **shared)
-        for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment)
-    ]
-
-
-def pretraining_step(args):
-    """The one step of train_pretrained.py's flags."""
-    rate, epochs = args.pretrain_learning_rate, args.pretrain_epochs
-    return Step("all", ALL_BLOCKS, rate, epochs, args.batch_size, args.seed, args.optimizer, args.augment)
+    keys = ("batch_size", "seed", "optimizer", "schedule", "balanced")
+    shared = {key: getattr(args, key) for key in keys}
+    trainings = plan_trainings(args.unfreeze, args.augment, args.final_augment)
+    steps = [(name, blocks, unfrozen if blocks else frozen, augment) for name, blocks, augment in trainings]
+    return [Step(name, blocks, augment=augment, **of, **shared) for name, blocks, of, augment in steps]
 
 
 def fine_tuning_rows(arguments):
     """The study's rows that a run of finetune.py with these arguments (a dict) reruns: [(the number of the
-    step that ends it, row of study.FINE_TUNING_ROWS)]. A longer strategy begins with the steps of shorter
-    ones, and so reruns their rows as well."""
+    step that ends it, row of study.FINE_TUNING_ROWS)]: its own, and those of strategies it begins with."""
     settings = itemgetter("unfreeze", "augment", "final_augment")
     plan, rows = plan_trainings(*settings(arguments)), rows_of(FINE_TUNING_ROWS, head=arguments["head"])
     parts = [(plan_trainings(*settings(row)), row) for row in rows if arguments["schedule"] == "constant"]
@@ -88,8 +84,7 @@ def train_steps(model, steps, dataset, cache, run):
     """Train `model` step by step, each from the best weights of the one before. dataset: with the images of
     train and val. cache: folder for activations, or "none". Writes to the folder `run` history.csv after
     every epoch, curves.png after every step, and model.keras after a step that has the run's best
-    val_accuracy. Where `run` was interrupted it resumes after its last finished epoch. Returns the rows of
-    history.csv."""
+    val_accuracy. An interrupted `run` resumes after its last epoch. Returns the rows of history.csv."""
     resume = Resume.read(run)
     resume.load(model, model, resume.start)
     if resume.history:
@@ -110,16 +105,18 @@ def train_steps(model, steps, dataset, cache, run):
 
 def train_step(model, step, dataset, cache, resume):
     """One Step: set what trains, compile with a new optimizer, fit, restore the best val_accuracy's
-    weights. dataset, cache: as in `train_steps`. resume: where every epoch is remembered; it may have
-    epochs of this step behind it. Shuffling and augmentation depend on (seed, epoch of the run) alone."""
+    weights. resume: where every epoch is remembered; it may have epochs of this step behind it."""
     common.set_trainable(model, step.blocks)
-    trained, inputs = trained_part(model, step, dataset, cache)
+    trained, inputs = trained_part(model, step, dataset, cache, resume)
     share, done = current_share(), resume.rows()
     labels = {split: dataset.splits[split].labels for split in inputs}
     augment, still = (AUGMENTATION, {}) if step.augment else (None, None)
     train = common.Batches(inputs["train"], labels["train"], step.batch_size, step.seed, augment, share)
     val = common.Batches(inputs["val"], labels["val"], step.batch_size, augment=still, share=share)
     train.epoch = len(resume.history)
+    if step.balanced:
+        counts = np.bincount(labels["train"], minlength=len(dataset.labels))
+        train.class_weights = (counts.sum() / len(counts) / counts).astype("float32")
     synchronise(model, share.whole_batches and share.replicas > 1)
     compile_step(trained, step, len(train), share)
     resume.load(model, trained, resume.last)
@@ -136,20 +133,22 @@ def train_step(model, step, dataset, cache, resume):
     synchronise(model, False)
 
 
-def trained_part(model, step, dataset, cache):
+def trained_part(model, step, dataset, cache, resume):
     """What a Step trains, and on what: (model, {split: its inputs}). The part of `model` behind the frozen
-    blocks, on their activations, computed once: the same result at less cost. Where images are augmented,
-    there is no room, or several processes train together, all of it, on the images."""
+    blocks, on their activations, computed once; or all of it, on the images, where those are augmented, the
+    disk has no room (`resume` remembers, as that may change), or several processes train together."""
     images = {split: dataset.splits[split].images for split in ("train", "val")}
     frozen = 5 - len(step.blocks)  # a strategy unfreezes the last blocks
     boundary = f"block{frozen}_pool" if frozen else None
     if common.reads_every_layer(model):
         boundary = None if step.blocks else "features"
-    if boundary and not step.augment and cache != "none" and current_share().processes == 1:
+    possible = boundary and not step.augment and cache != "none" and current_share().processes == 1
+    if possible and resume.activations is not False:
         lower, upper = common.split_model(model, boundary)
-        activations = keep_activations(lower, boundary, images, step.batch_size, cache)
-        if activations:
-            return upper, activations
+        kept = keep_activations(lower, boundary, images, step.batch_size, cache, resume.activations)
+        resume.activations = bool(kept)
+        if kept:
+            return upper, kept
     if step.augment:
         return common.augmented_model(model), images
     whole = keras.Model(model.input, model.output)  # compiled itself, `model` would save its optimizer
@@ -158,10 +157,12 @@ def trained_part(model, step, dataset, cache):
 
 def compile_step(model, step, updates, share):
     """Compile `model` for a Step of so many updates an epoch, with a new optimizer."""
-    loss = "sparse_categorical_crossentropy"
+    # TensorFlow's GPU idles at each look at the loss; over several devices its loop of steps fails
+    waits = keras.backend.backend() == "tensorflow" and share.replicas == 1 and accelerators("tensorflow")
+    loss, at_once = "sparse_categorical_crossentropy", STEPS_AT_ONCE if waits else 1
     # where batches are filled up for several devices, what fills them has no weight
     metrics = {"weighted_metrics" if share.replicas > 1 else "metrics": ["accuracy"]}
-    model.compile(new_optimizer(step, updates), loss, steps_per_execution=steps_at_once(share), **metrics)
+    model.compile(new_optimizer(step, updates), loss, steps_per_execution=at_once, **metrics)
     model.optimizer.build(model.trainable_variables)
 
 
@@ -175,12 +176,12 @@ def synchronise(model, over_devices):
 @dataclass
 class Resume:
     """How far a run has come, and the weights to continue from. RUN/resume/state.json is written after each
-    epoch and each step. The weights files that it names are written before it and removed after it, so they
-    are whole at any moment."""
+    epoch and step, the weights files that it names before it; they are removed after it: always whole."""
 
     folder: Path
     step: int = 1  # the number of the step under way
     stopped: bool = False  # early stopping has ended it
+    activations: bool = None  # whether the step under way trains on stored ones; None before it has begun
     start: str = None  # weights of the whole network at its start; None before the first step has ended
     last: str = None  # weights and optimizer after its last epoch; None before its first one has ended
     random: dict = field(default_factory=dict)  # `network.random_state`
@@ -239,6 +240,7 @@ class Resume:
         model.save_weights(self.folder / start)
         store.sync(self.folder / start)
         self.step, self.stopped, self.start, self.last = self.step + 1, False, start, None
+        self.activations = None
         self.commit()
 
 
