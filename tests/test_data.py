@@ -435,8 +435,10 @@ def test_a_record_that_a_spreadsheet_wrote_is_read(classes):
 
 def test_kinds_of_pictures_that_are_not_read_are_named(classes, capsys):
     (classes / "brick" / "raw.CR2").write_bytes(b"II")
+    (classes / "granite").mkdir()
     load_dataset(classes)
     out = capsys.readouterr().out
+    assert "as they hold no pictures of a class: granite" in out
     assert "pictures of kinds that are not read (save them as JPEG, PNG or TIFF): 1 .CR2" in out
     assert "not pictures by their name: 3 .txt" in out
 

@@ -213,6 +213,9 @@ def read_folders(root, seed):
             stamps[path.relative_to(root).as_posix()] = file_stamp(path)
     if len(stamps) < len(paths):
         print(f"Passed over in {root}: {len(paths) - len(stamps)} pictures that lie in no class's folder.")
+    names = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(HIDDEN)}
+    if empty := sorted(names - {file.split("/")[0] for file in stamps}):
+        print(f"Passed over in {root}, as they hold no pictures of a class: {', '.join(empty)}")
     copies = find_copies(root, stamps)
     if folders:
         split_of = {file: folders[file.split("/")[0]] for file in stamps}
@@ -226,9 +229,9 @@ def read_folders(root, seed):
     rows = {split: [] for split in SPLITS}
     for file, split in sorted(split_of.items()):
         rows[split].append((file, labels.index(class_of(file)), "", stamps.get(file, (-1, 0))))
-    for split, number in product(SPLITS, range(len(labels))):
-        if not any(label == number for _, label, *_ in rows[split]):
-            label = labels[number]
+    found = {(split, labels[label]) for split in SPLITS for _, label, *_ in rows[split]}
+    for split, label in product(SPLITS, labels):
+        if (split, label) not in found:
             raise BadInput(f"The class {label!r} has no picture in the {split} split of {root}; add some.")
     return labels, rows
 
