@@ -150,8 +150,8 @@ def predict(args, finished):
     accepted = predict.accepted_from(args.accept, run, settings, classify)
     with store.locked(out):
         out.mkdir(exist_ok=True)
-        kept_in = out if args.cache == "none" else args.cache
-        read, unread = predict.predict_files(files, classify, run, batch_size, kept_in)
+        kept = out if args.cache == "none" else args.cache
+        read, unread = predict.predict_files(files, classify, run, batch_size, kept)
         answers = predict.answers_of(read, accepted)
         predict.write_predictions(out, run, read, unread, answers)
         if args.explain and run.is_network and read:

@@ -149,3 +149,18 @@ def test_without_enough_confidence_the_answer_is_unsure(tiny, in_runs, script, c
     right = sum(row["true"] == row["predicted_1"] for row in given)
     assert figures["right"] == (pytest.approx(right / len(given)) if given else None)
     assert "Answers whose confidence is" in capsys.readouterr().out
+
+
+def test_what_could_not_be_read_is_tried_again(tiny, in_runs, script, monkeypatch):
+    """As after chmod, which changes neither the size nor the time of a file."""
+    decode, names = predict.decode_all, sorted((tiny / "data_256").glob("test.0.*"))
+    refused = lambda paths, size: (decode(paths, size)[0], {0: "Permission denied"})  # noqa: E731
+    command = ("test_model", "--run", NETWORK, "--predict", *names)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "decode_all", refused)
+        script(*command)
+    script(*command)
+    for name, count in (("predicted", 1), ("predicted-2", 0)):
+        lines = read_lines(in_runs / NETWORK / name / "predictions.jsonl")
+        assert sum(line.get("error") == "Permission denied" for line in lines) == count
+        assert len(lines) == len(names)

@@ -91,7 +91,7 @@ def predict_files(files, classify, run, batch_size, folder):
     interrupted command resumes."""
     labels, stamps = run.config["labels"], [(str(file), *file_stamp(file)) for file in files]
     key = f"{run.folder.absolute()} {file_stamp(run.folder / 'metrics.json')} {stamps}"
-    digest = hashlib.sha256(store.printable(key).encode()).hexdigest()[:16]
+    path = Path(folder) / f"predicted-{hashlib.sha256(store.printable(key).encode()).hexdigest()[:16]}.npy"
 
     def blocks(starts):
         for start in starts:
@@ -101,12 +101,13 @@ def predict_files(files, classify, run, batch_size, folder):
             block[good] = classify(images[good]) if len(good) else 0
             yield block
 
-    path = Path(folder) / f"predicted-{digest}.npy"
     file = store.ArrayFile(path, (len(files), len(labels)), "float32", "predicting")
-    probabilities = store.make_array(file, blocks, batch_size)
-    unread = [files[row] for row in np.flatnonzero(np.isnan(probabilities[:, 0]))]
-    why = decode_all(unread, run.image_size)[1]
-    unread = {file: why.get(row, "its answer is no number") for row, file in enumerate(unread)}
+    probabilities = np.array(store.make_array(file, blocks, batch_size))
+    rows = np.flatnonzero(np.isnan(probabilities[:, 0]))
+    images, why = decode_all([files[row] for row in rows], run.image_size)  # again: rights may have changed
+    good = np.delete(np.arange(len(rows)), list(why))
+    probabilities[rows[good]] = classify(images[good]) if len(good) else 0
+    unread = {files[rows[number]]: reason for number, reason in why.items()}
     return {f: ranking(p, labels) for f, p in zip(files, probabilities) if f not in unread}, unread
 
 

@@ -1,0 +1,136 @@
+"""What pays on frozen features, by five-fold cross-validation over all pictures of a set.
+
+    python benchmarks/vgg16_imagenet.py
+    python benchmarks/frozen.py --data ../shared/real/rijks ../shared/real/trashnet --sizes 224 320
+
+Forests and linear classifiers on the means of the 13 convolutions, each on the same folds. A difference is
+to the linear classifier at the first size, picture by picture, in points with its standard error. "0..1"
+gives the convolutions pictures scaled to 0..1 instead of VGG16's own preprocessing. Then the linear
+classifier fitted on so many training pictures of each class (three draws), on the test split.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from measure import ROOT, describe_machine
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import common  # noqa: E402, Keras first
+from common import keras
+from transfer import features
+from transfer.data import load_dataset
+from transfer.images import load_images
+from transfer.store import ArrayFile
+from transfer.study import SPLITS
+
+FOLDS, DRAWS, COUNTS = 5, 3, (10, 30, 100)
+C = 0.01
+
+
+def linear(**settings):
+    """The product's linear classifier at one C."""
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, **{"C": C} | settings))
+
+
+def forest(**settings):
+    """The study's best forest."""
+    return RandomForestClassifier(50, min_samples_leaf=2, n_jobs=-1, random_state=0, **settings)
+
+
+def extracted(data, size, args):
+    """Features float32 (n, 4224) and labels of all pictures, and how many each split has; stored."""
+    folder, dataset = args.out / f"{Path(data).name}-{size}", load_dataset(data)
+    command = ("extract_features.py", "--data", data, "--image-size", size, "--layers", "conv")
+    command += ("--weights", args.weights, "--precision", args.precision, "--out", folder)
+    subprocess.run([sys.executable, ROOT / command[0], *map(str, command[1:])], check=True)
+    loaded = [features.load_features(folder, dataset, split)[:2] for split in SPLITS]
+    x, y = (np.concatenate(part) for part in zip(*loaded))
+    return x, y, [len(labels) for _, labels in loaded]
+
+
+def scaled(data, size, args):
+    """The same features of pictures scaled to 0..1, without VGG16's own preprocessing."""
+    dataset = load_images(load_dataset(data), SPLITS, size)
+    model = features.build_network(features.Source(args.weights, "conv", size, 0, args.precision))
+    _, upper = common.split_model(model, "preprocessing")
+    images = keras.Input((size, size, 3))
+    pooled, _ = common.pooled_model(upper, common.convolutions(upper))
+    pooled = keras.Model(images, pooled(keras.layers.Rescaling(1 / 255, dtype="float32")(images)))
+    found = []
+    for split in SPLITS:
+        count, path = (
+            len(dataset.splits[split].files),
+            args.out / f"{Path(data).name}-{size}-scaled-{split}.npy",
+        )
+        file = ArrayFile(path, (count, pooled.output.shape[1]), "float32", f"the {split} features, scaled")
+        found.append(features.keep_outputs(pooled, dataset.splits[split].images, file, 32))
+    return np.concatenate(found)
+
+
+def print_rows(name, rows, y):
+    """Cross-validated accuracy of each row, {title: (classifier, features)}, beside the first one's."""
+    folds, right = StratifiedKFold(FOLDS, shuffle=True, random_state=0), {}
+    for title, (classifier, x) in rows.items():
+        predicted = cross_val_predict(classifier, x, y, cv=folds)
+        right[title] = (predicted == y).astype(float)
+        gain = 100 * (right[title] - next(iter(right.values())))
+        error = gain.std(ddof=1) / len(y) ** 0.5
+        accuracies = 100 * accuracy_score(y, predicted), 100 * balanced_accuracy_score(y, predicted)
+        shown = f"{accuracies[0]:6.1f}  balanced {accuracies[1]:5.1f}  {gain.mean():+5.1f} +- {error:.1f}"
+        print(f"  {name:<12}{title:<34}{shown}", flush=True)
+
+
+def print_counts(name, x, y, counts):
+    """Test accuracy of the linear classifier by the number of training pictures of each class."""
+    train, test = slice(0, counts[0]), slice(counts[0] + counts[1], None)
+    for count in (*COUNTS, None):
+        found = []
+        for draw in range(DRAWS if count else 1):
+            order = np.random.default_rng(draw).permutation(counts[0])
+            rows = [order[y[train][order] == label][:count] for label in np.unique(y)]
+            rows = np.concatenate(rows)
+            found.append(100 * linear().fit(x[train][rows], y[train][rows]).score(x[test], y[test]))
+        spread = f" +- {np.std(found, ddof=1) / len(found) ** 0.5:.1f}" if len(found) > 1 else ""
+        print(f"  {name:<12}linear, {count or 'all'} a class: {np.mean(found):.1f}{spread}", flush=True)
+
+
+def main():
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224], help="default: 224")
+    parser.add_argument("--scaled", action="store_true", help="the 0..1 pictures as well")
+    parser.add_argument("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
+    parser.add_argument("--precision", default="bfloat16", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("features/frozen"), help="default: %(default)s")
+    args = parser.parse_args()
+    print(describe_machine(), flush=True)
+    for data in args.data:
+        name, found = Path(data).name, [extracted(data, size, args) for size in args.sizes]
+        x, y, counts = found[0]
+        first = args.sizes[0]
+        rows = {
+            f"linear, {first}": (linear(), x),
+            "linear, --balanced": (linear(class_weight="balanced"), x),
+        }
+        rows |= {"forest": (forest(), x), "forest, --balanced": (forest(class_weight="balanced"), x)}
+        for size, (other, *_) in zip(args.sizes[1:], found[1:]):
+            both = np.concatenate([x, other], axis=1)
+            rows |= {f"linear, {size}": (linear(), other), f"linear, {first} and {size}": (linear(), both)}
+        if args.scaled:
+            rows["linear, 0..1"] = linear(), scaled(data, first, args)
+            rows["linear, 0..1, C 1"] = linear(C=1.0), rows["linear, 0..1"][1]
+        print_rows(name, rows, y)
+        print_counts(name, x, y, counts)
+
+
+if __name__ == "__main__":
+    main()
