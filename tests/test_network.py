@@ -238,7 +238,7 @@ def pretrained_as(path, model, other):
         write_official(path, model, with_top=False)
     elif name == "a.weights.h5":
         model.save_weights(path)
-    elif name == "nested.keras":
+    elif name in ("nested.keras", "nested.h5"):
         inner = keras.Model(model.input, model.get_layer("block5_pool").output, name="vgg16")
         keras.Sequential([inner, keras.layers.Flatten(), keras.layers.Dense(3)]).save(path)
     elif name == "nested.weights.h5":
@@ -247,7 +247,7 @@ def pretrained_as(path, model, other):
         (other.save_weights if name == "vgg19.weights.h5" else other.save)(path)
 
 
-FORMS = ["a.hdf5", "A.H5", "a.weights.h5", "nested.keras", "nested.weights.h5"]
+FORMS = ["a.hdf5", "A.H5", "a.weights.h5", "nested.keras", "nested.h5", "nested.weights.h5"]
 
 
 @pytest.mark.parametrize("name", [*FORMS, "vgg19.keras", "vgg19.h5", "vgg19.weights.h5"])

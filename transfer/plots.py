@@ -76,7 +76,8 @@ def plot_curves(history, path, title, notice):
         y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
         along = {"rotation": 90, "ha": "left", "va": side, "fontsize": 7, "in_layout": False}
         for row in starts:
-            axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
+            width = int(row is not history[0])  # none before the first one
+            axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=width)
             place = row["epoch"] - 0.5, y, f"{row['step']}: {row['trained']}"
             axes.text(*place, color="dimgrey", transform=axes.get_xaxis_transform(), **along)
         axes.grid(alpha=0.3)
