@@ -60,10 +60,11 @@ def scaled(data, size, args):
     """The same features of pictures scaled to 0..1, without VGG16's own preprocessing."""
     dataset = load_images(load_dataset(data), SPLITS, size)
     model = features.build_network(features.Source(args.weights, "conv", size, 0, args.precision))
-    _, upper = common.split_model(model, "preprocessing")
+    pooled, _ = common.pooled_model(model, common.convolutions(model))
     images = keras.Input((size, size, 3))
-    pooled, _ = common.pooled_model(upper, common.convolutions(upper))
-    pooled = keras.Model(images, pooled(keras.layers.Rescaling(1 / 255, dtype="float32")(images)))
+    # what preprocessing turns into RGB of 0..1: it reverses the channels and subtracts the mean
+    undone = keras.layers.Rescaling(1 / 255, offset=common.IMAGENET_MEAN[::-1], dtype="float32")
+    pooled = keras.Model(images, pooled(undone(keras.ops.flip(images, axis=-1))))
     found = []
     for split in SPLITS:
         count, path = (
