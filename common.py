@@ -98,9 +98,11 @@ class Batches(keras.utils.PyDataset):
                 rngs = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows]
                 draws = [draw_augmentation(rng, height, width, self.augment) for rng in rngs]
             x = x, affine_maps(draws, height, width)
+        if share.replicas == 1 and self.class_weights is None:
+            return x, y
         weights = np.ones(len(rows), "float32") if self.class_weights is None else self.class_weights[y]
         if share.replicas == 1:
-            return (x, y) if self.class_weights is None else (x, y, weights)
+            return x, y, weights
         weights[count:] = 0  # those repeated count nothing
         if self.seed is not None:  # in training the loss is a mean over all rows: keep its size
             weights *= len(rows) / count

@@ -10,7 +10,6 @@ The study's five strategies for head iii:
     --unfreeze all --augment                 then all layers unfrozen
     --unfreeze stepped                       dense, then + block4 + block5, then all layers
     --unfreeze stepped --final-augment       then one more training with augmentation
-
 """
 
 from transfer import flags

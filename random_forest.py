@@ -112,7 +112,7 @@ def run_name(args, source):
 def main(argv=None):
     args = parse_args(argv)
     from common import select_layers
-    from transfer import classifiers, features, runs, store
+    from transfer import classifiers, features, network, runs, store
     from transfer.data import load_dataset
 
     dataset = load_dataset(args.data, args.seed)
@@ -136,7 +136,7 @@ def main(argv=None):
 
     print()
     print_notice(dataset.notice)
-    print_rows(rows, features.is_original(notes["weights"]), dataset)
+    print_rows(rows, network.is_original(notes["weights"]), dataset)
     print(f"\nResults: {run}/ (metrics.json, forests.csv; of the best pipeline.skops, confusion_val.png)")
     print(f"Next: python test_model.py --run {run}")
 

@@ -147,12 +147,12 @@ def print_rows(figures, tested, dataset):
 def main(argv=None):
     args = parse_args(argv)
     import common  # noqa: F401, Keras first, without its start-up lines
-    from transfer import features, store
+    from transfer import features, network, store
     from transfer.data import load_dataset
 
     dataset = load_dataset(args.data, args.seeds[0])
     flags.resolve_arguments(args, dataset)
-    if not features.is_original(args.weights):
+    if not network.is_original(args.weights):
         raise BadInput("--weights: the study's forests are on VGG16 itself; name imagenet, none or an .h5.")
     features.has_dense(features.Source(args.weights, "all", args.image_size, 0, args.precision))
     out = Path(args.out or Path("runs") / f"study-{dataset.name}")

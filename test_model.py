@@ -44,12 +44,10 @@ def choose_run(named, runs, dataset):
     return max(runs, key=lambda run: run.metrics["val_accuracy"], default=None)
 
 
-def test(args, finished):
-    """Take a run to the test split."""
+def test(args, run, finished, dataset):
+    """Take a run to the test split of `dataset`, None for its own."""
     from transfer import data, report, runs
 
-    dataset = data.load_dataset(args.data, args.seed) if args.data else None
-    run = choose_run(args.run, finished, dataset)
     if run is None:
         dataset = dataset or data.load_dataset(None)
         print_notice(dataset.notice)
@@ -103,14 +101,14 @@ def test_run(args, dataset, run, out):
     return tested.figures
 
 
-def compare(args):
+def compare(args, dataset):
     """Say whether the two runs of --compare differ on the test split; those not tested yet are first."""
-    from transfer import data, report, runs, store
+    from transfer import report, runs, store
 
     first, second = map(runs.read_run, args.compare)
     if first.fingerprint != second.fingerprint:
         raise BadInput(f"{first.folder} and {second.folder} are of two datasets; name two of one.")
-    dataset = data.load_dataset(args.data, args.seed) if args.data else runs.dataset_of(first, args.seed)
+    dataset = dataset or runs.dataset_of(first, args.seed)
     print_notice(dataset.notice)
     answers = []
     for run in (first, second):
@@ -128,11 +126,10 @@ def compare(args):
     print(f"Next: python test_model.py --run {first.folder} --explain")
 
 
-def predict(args, finished):
+def predict(args, run):
     """Say what the pictures of --predict are; with --explain draw why."""
-    from transfer import data, explain, features, predict, runs, store
+    from transfer import explain, features, predict, runs, store
 
-    run = choose_run(args.run, finished, data.load_dataset(args.data, args.seed) if args.data else None)
     if run is None:
         raise BadInput(f"There is no finished run in {args.runs}/; train one, or name it with --run.")
     flags.refuse_inside(args.out, args.predict)
@@ -173,14 +170,18 @@ def predict(args, finished):
 def main(argv=None):
     args = parse_args(argv)
     import common  # noqa: F401, Keras first, without its start-up lines
-    from transfer import runs
+    from transfer import data, runs
 
+    dataset = data.load_dataset(args.data, args.seed) if args.data else None
     if args.compare:
-        compare(args)
-    elif args.predict:
-        predict(args, runs.finished_runs(args.runs))
+        compare(args, dataset)
+        return
+    finished = runs.finished_runs(args.runs)
+    run = choose_run(args.run, finished, dataset)
+    if args.predict:
+        predict(args, run)
     else:
-        test(args, runs.finished_runs(args.runs))
+        test(args, run, finished, dataset)
 
 
 if __name__ == "__main__":

@@ -312,5 +312,8 @@ def test_an_unreadable_file_is_tried_again(own_tiny, workdir, narrow, script, mo
         assert len(kept.splits["train"].images) == 31
         script("random_forest", *flags, "--skip-unreadable")
     assert len(load_images(load_dataset(root), ("train",), 32, "cache").splits["train"].images) == 32
+    with monkeypatch.context() as patch:
+        patch.setattr("transfer.images.decode_image", None)  # from then on the cache is whole
+        load_images(load_dataset(root), ("train",), 32, "cache")
     with pytest.raises(BadInput, match="1 pictures that the features in .* can be read now"):
         script("random_forest", *flags, "--skip-unreadable")

@@ -46,9 +46,9 @@ def fit_all(plan, dataset, stored, columns, run, seed):
             if best_row([*rows, row]) is row:
                 write_atomically(run / "pipeline.skops", skops.io.dumps(pipeline))
                 counts = confusion_matrix(val[1], predicted, labels=range(len(dataset.labels)))
-                cells = [dict(zip(dataset.labels, map(int, row))) for row in counts]
-                cells = [{"true": label, **row} for label, row in zip(dataset.labels, cells)]
-                write_csv(run / "confusion_val.csv", [{**row, "dataset": dataset.name} for row in cells])
+                header = ("true", *dataset.labels, "dataset")
+                lines = [(label, *of, dataset.name) for label, of in zip(dataset.labels, counts.tolist())]
+                write_csv(run / "confusion_val.csv", [dict(zip(header, line)) for line in lines])
             rows.append(row)
             write_json(state, rows)  # last: a classifier that it does not list is fitted again
     counts = [row[1:-1] for row in read_csv(run / "confusion_val.csv", "delete this run and fit again")[1:]]

@@ -12,8 +12,7 @@ in folders named after their classes, and folders below those as you like:
     DIR/CLASS/*                      split at first use, class by class, as DIR/split.csv records
     DIR/CLASS/OBJECT/*               several views of one object, which stay in one split, as copies do
 
-Names that begin with a dot or '__' are passed over, as are results of these scripts and files that are not
-pictures by their name.
+Passed over: names that begin with a dot or '__', runs of these scripts, files that are no pictures by name.
 """
 
 import contextlib
@@ -31,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transfer.demo import write_demo
+from transfer.images import DECODING
 from transfer.screen import BadInput
 from transfer.store import lock_of, locked, printable, read_csv, read_json, short_name, write_csv
 from transfer.study import SPLITS
@@ -76,7 +76,7 @@ class Dataset:
     splits: dict  # split name -> Split
     defaults: dict
     fingerprint: str  # of the metadata, whichever images can be read: see `fingerprint_of`
-    pictures: str  # fingerprint of the files' times as well: pictures may be edited, and copied elsewhere
+    pictures: str  # that, the files' times and the rules of decoding: the key of what is stored of them
     skipped: list = ()  # files that could not be read and were left out
 
     @property
@@ -123,17 +123,18 @@ def load_dataset(data, seed=0):
         defaults = MAME_DEFAULTS | {"name": short_name(root.absolute().name) or "pictures"}
         labels, rows = read_folders(root, seed)
     splits = {split: Split(*map(np.array, zip(*of_split))) for split, of_split in rows.items()}
-    fingerprints = [fingerprint_of(labels, splits, times) for times in (False, True)]
-    return Dataset(root, image_folder, labels, splits, defaults, *fingerprints)
+    fingerprint = fingerprint_of(labels, splits)
+    key = [f"{DECODING} {fingerprint}".encode(), *(split.stamps for split in splits.values())]
+    pictures = hashlib.sha256(b"".join(key)).hexdigest()
+    return Dataset(root, image_folder, labels, splits, defaults, fingerprint, pictures)
 
 
-def fingerprint_of(labels, splits, times=False):
-    """sha256 over split, file name, class and size in bytes of every row, and perhaps time of change."""
+def fingerprint_of(labels, splits):
+    """sha256 over split, file name, class and size in bytes of every row."""
     digest = hashlib.sha256(json.dumps(labels).encode())
     for name, split in splits.items():
-        for file, label, (size, time) in zip(split.files, split.labels, split.stamps):
-            row = f"{name}\t{same_name(file)}\t{label}\t{size}\n" + f"{time}\n" * times
-            digest.update(row.encode())
+        for file, label, (size, _) in zip(split.files, split.labels, split.stamps):
+            digest.update(f"{name}\t{same_name(file)}\t{label}\t{size}\n".encode())
     return digest.hexdigest()
 
 
@@ -181,24 +182,26 @@ def read_rows(path, labels, image_folder):
         raise BadInput(f"There is no folder {image_folder}; `python get_data.py mame` fetches it.")
     with os.scandir(image_folder) as entries:
         stamps = {entry.name: file_stamp(entry) for entry in entries}
+    columns = [header.index(column) for column in MAME_COLUMNS]
+    index_of = {label: index for index, label in enumerate(labels)}
     seen, splits = set(), {split: [] for split in SPLITS}
     for number, row in enumerate(rows, 2):
-        cells = dict(zip(header, map(str.strip, row)))
-        file, medium, museum, subset = (cells.get(column, "") for column in MAME_COLUMNS)
+        if len(row) != len(header):
+            raise BadInput(f"{path}, row {number}: {len(row)} cells where the header has {len(header)}.")
+        file, medium, museum, subset = (row[column].strip() for column in columns)
         split = SPLIT_NAMES.get(subset.lower())
-        wrong = {
-            f"{len(row)} cells where the header has {len(header)}": len(row) != len(header),
-            f"{file!r} is not the name of a file": file in ("", ".", "..") or set(file) & set("/\\\0"),
-            f"the medium {medium!r} is not in the label file": medium not in labels,
-            f"the subset {subset!r} is none of {SPLITS}": not split,
-            f"{file!r} is listed twice; each file needs one row": file in seen,
-        }
-        for what in (what for what, is_so in wrong.items() if is_so):
-            raise BadInput(f"{path}, row {number}: {what}.")
+        if file in ("", ".", "..") or set(file) & set("/\\\0"):
+            raise BadInput(f"{path}, row {number}: {file!r} is not the name of a file.")
+        if medium not in index_of:
+            raise BadInput(f"{path}, row {number}: the medium {medium!r} is not in the label file.")
+        if not split:
+            raise BadInput(f"{path}, row {number}: the subset {subset!r} is none of {SPLITS}.")
+        if file in seen:
+            raise BadInput(f"{path}, row {number}: {file!r} is listed twice; each file needs one row.")
         seen.add(file)
-        splits[split].append((file, labels.index(medium), museum, stamps.get(file, (-1, 0))))
-    for split in (split for split in SPLITS if not splits[split]):
-        raise BadInput(f"{path} has no row of the subset {split!r}.")
+        splits[split].append((file, index_of[medium], museum, stamps.get(file, (-1, 0))))
+    if not all(splits.values()):
+        raise BadInput(f"{path} has no row of the subset {min(splits, key=lambda s: len(splits[s]))!r}.")
     return splits
 
 
@@ -272,12 +275,13 @@ def walk_files(folder, above=()):
 def walk_pictures(folder):
     """The paths of all pictures below `folder`, by name. Says what it passed over."""
     found, strange, others = [], Counter(), Counter()
+    read, known = PICTURES.split(), UNREAD_PICTURES.split()
     for path in walk_files(folder):
         suffix = path.suffix.lower().removeprefix(".")
-        if suffix in PICTURES.split():
+        if suffix in read:
             found.append(path)
         elif path.name != RECORD:
-            (strange if suffix in UNREAD_PICTURES.split() else others)[path.suffix or path.name] += 1
+            (strange if suffix in known else others)[path.suffix or path.name] += 1
     unread = "pictures of kinds that are not read (save them as JPEG, PNG or TIFF)"
     for counts, what in ((strange, unread), (others, "not pictures by their name")):
         if counts:

@@ -88,9 +88,11 @@ def write_demo(root, seed=0, per_class=PER_CLASS["train"]):
             done = pool.map(draw, range(len(rows)))
             list(progress(done, "drawing the demo dataset", len(rows), " images"))
         columns, size = COLUMNS.split(","), (float(SIZE), float(SIZE), float(SIZE * SIZE), 1.0)
-        lines = [(file, medium + " " * (medium == "Woven fabric"), *more) for file, medium, *more in rows]
-        lines = [(*line[:3], line[0].split(".")[0], line[3], *size) for line in lines]
-        write_csv(part / "MAMe_dataset.csv", [dict(zip(columns, line)) for line in lines])
+        cells = []
+        for file, medium, museum, split in rows:
+            medium += " " * (medium == "Woven fabric")  # as MAMe has it
+            cells.append((file, medium, museum, Path(file).stem, split, *size))
+        write_csv(part / "MAMe_dataset.csv", [dict(zip(columns, row)) for row in cells])
         labels = "".join(f"{index},{medium}\n" for index, medium in enumerate(MEDIUMS))
         write_atomically(part / "MAMe_labels.csv", labels)
         write_json(part / "defaults.json", DEFAULTS)

@@ -109,12 +109,10 @@ def explain_layers(out, run):
 def explain_pictures(out, network, image_size, rankings, notice):
     """Draw Grad-CAM of each picture into the folder `out`, numbered. rankings: {file: its `ranking`}."""
     out.mkdir(parents=True, exist_ok=True)
-    files, bar = list(rankings), progress(None, "drawing", len(rankings), " pictures")
-    for start in range(0, len(files), GRAD_CAM_BATCH):
+    files = list(rankings)
+    for start in progress(range(0, len(files), GRAD_CAM_BATCH), "drawing"):
         batch = files[start : start + GRAD_CAM_BATCH]
         maps = grad_cam(network, np.array([decode_image(file, image_size) for file in batch], "uint8"))
         for number, (file, heat) in enumerate(zip(batch, maps), start + 1):
             name = f"{number:04d}-{short_name(file.stem)}.png"
             plots.plot_explanation(out / name, file, heat, rankings[file], notice)
-            bar.update()
-    bar.close()

@@ -47,9 +47,8 @@ def keep_outputs(model, images, file, batch_size):
 
 
 def keep_activations(lower, boundary, images, batch_size, cache, decided=None):
-    """{split: the activations of `lower`, whose last layer is `boundary`}, computed where the folder
-    `cache` lacks them; None where there is no room. images: {split: decoded images}. decided: whether they
-    are kept, where a run that is resumed knows."""
+    """{split: what `lower`, whose last layer is `boundary`, gives for images, {split: decoded ones}}, made
+    where the folder `cache` lacks it; None where there is no room, unless a resumed run has `decided`."""
     # keyed by the decoded images' own key (files, image size) and all else that decides their last digit
     digest = network.weights_digest(lower, convolutions(lower))[:16]
     key = f"{boundary}-{lower.get_layer('block1_conv1').compute_dtype}-{backend.backend()}-{digest}"
@@ -94,13 +93,8 @@ class Extraction:
 def resolve_weights(args, dataset):
     """Fill --weights with the dataset's default, and --image-size with that of a network named by it."""
     args.weights = args.weights or dataset.defaults["weights"]
-    if args.image_size is None and not is_original(args.weights):
+    if args.image_size is None:
         args.image_size = network.input_size(args.weights)
-
-
-def is_original(weights):
-    """Whether --weights names VGG16 as it was published, rather than a .keras file or a run."""
-    return weights in ("imagenet", "none") or network.is_hdf5(weights)
 
 
 def needs_dense(layers):
@@ -112,14 +106,14 @@ def own_size(source):
     """The image size that the dense layers of a Source take, in pixels: its own where they are drawn."""
     if source.weights == "none":
         return source.image_size
-    return (not is_original(source.weights) and network.input_size(source.weights)) or ORIGINAL_SIZE
+    return network.input_size(source.weights) or ORIGINAL_SIZE
 
 
 def has_dense(source):
     """Whether a Source has dense layers; BadInput where they do not fit its image size."""
     weights, size, own = source.weights, source.image_size, own_size(source)
     dense, of_file = needs_dense(source.layers), weights not in ("imagenet", "none")
-    if of_file and source.layers == "all" and (is_original(weights) or not network.input_size(weights)):
+    if of_file and source.layers == "all" and not network.input_size(weights):
         dense = "fc1" in network.read_weights(weights)
     if dense and size != own:
         advice = f"drop --image-size, or use --layers conv with --image-size {size}"
@@ -132,7 +126,7 @@ def build_network(source):
     BadInput where its dense layers are asked for and do not fit the image size."""
     weights, size = source.weights, source.image_size
     dense = has_dense(source)
-    if not is_original(weights) and network.input_size(weights) == size:
+    if network.input_size(weights) == size:
         model = network.load_model(weights)
     else:
         model = build_model(size, 1000, "fc" if dense else "gap")
@@ -153,8 +147,8 @@ def features_folder(source, dataset, skip_unreadable):
     if not weights:
         with open(network.model_file(source.weights), "rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
-    layers, size, pictures = source.layers, source.image_size, runs.describe_dataset(dataset)["pictures"]
-    key = f"{weights} {pictures} {size} {layers} {skip_unreadable} {source.precision}"
+    layers, size = source.layers, source.image_size
+    key = f"{weights} {dataset.pictures} {size} {layers} {skip_unreadable} {source.precision}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     name = store.short_name(f"{dataset.name}-{Path(source.weights).stem}-{size}-{layers.replace(',', '+')}")
     return Path("features") / f"{name}-{digest}"
@@ -208,7 +202,7 @@ def write_notes(folder, notes, dataset, splits, part):
         store.write_json(path, {**notes, **stored, "skipped_images": sorted(skipped)})
     for split in splits:
         rows, name, labels = dataset.splits[split], dataset.name, dataset.labels
-        found = zip(map(store.printable, rows.files), rows.labels)
+        found = zip(rows.files, rows.labels)
         lines = [{"file": f, "label": n, "medium": labels[n], "dataset": name} for f, n in found]
         store.write_csv(folder / f"{split}.csv", lines)
 
@@ -255,7 +249,7 @@ def has_features(folder, split):
 
 def check_pictures(notes, dataset, folder):
     """BadInput, which says how many are gone and new, where features in `folder` are of other pictures."""
-    if notes.get("dataset", {}).get("pictures") == runs.describe_dataset(dataset)["pictures"]:
+    if notes.get("dataset", {}).get("pictures") == dataset.pictures:
         return
     then, now = set(), set()
     for name, split in dataset.splits.items():

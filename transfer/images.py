@@ -152,8 +152,7 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
         stem = f"{dataset.name}-{name}-{image_size}-{digest}"
         paths = [str(dataset.image_folder / file) for file in split.files[present]]
         images, bad = cached_images(paths, image_size, cache, stem) if paths else (None, {})
-        absent = split.files[split.stamps[:, 0] < 0].tolist()
-        skipped |= dict.fromkeys(absent, ABSENT)
+        skipped |= dict.fromkeys(split.files[split.stamps[:, 0] < 0].tolist(), ABSENT)
         skipped |= {str(split.files[present[row]]): reason for row, reason in bad.items()}
         kept[name] = split.take(np.delete(present, list(bad)))._replace(images=images)
     if skipped and not skip_unreadable:
@@ -182,6 +181,7 @@ def cached_images(paths, image_size, cache, stem):
     again = decode_all([paths[row] for row in bad], image_size)[1] if file.path.exists() else bad
     if len(again) < len(bad):  # their rights or Pillow have changed: all are decoded anew
         file.path.unlink()
+        notes.unlink()
         bad = {}
 
     def decoded(starts):

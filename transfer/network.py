@@ -21,8 +21,7 @@ import numpy as np
 from common import Share, convolutions
 from transfer.screen import BadInput
 
-BLOCKS = enumerate((2, 2, 3, 3, 3), 1)
-CONVOLUTIONS = [f"block{block}_conv{number}" for block, count in BLOCKS for number in range(1, count + 1)]
+CONVOLUTIONS = [f"block{b}_conv{n}" for b, of in enumerate((2, 2, 3, 3, 3), 1) for n in range(1, of + 1)]
 NAMED_LAYER = re.compile(r"block\d_conv\d|fc\d|predictions")
 PIXEL_DEVIATION = 60.0  # of ImageNet's pixels after VGG16's preprocessing
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
@@ -77,11 +76,11 @@ def read_weights(weights, top=False):
             raise BadInput(f"The ImageNet weights could not be downloaded ({error}); {advice}.") from None
         return {layer.name: layer.get_weights() for layer in model.layers}
     path = Path(weights)
-    if is_hdf5(path):
+    if is_original(path):
         found = read_hdf5(path)
+        check_numbers(path, sum(found.values(), []))
     else:
         found = {layer.name: layer.get_weights() for layer in all_layers(load_model(path))}
-    check_numbers(path, sum(found.values(), []))
     kernels = {name: arrays for name, arrays in found.items() if arrays and arrays[0].ndim == 4}
     named = {name: arrays for name, arrays in kernels.items() if NAMED_LAYER.fullmatch(name)}
     if not named and len(kernels) == len(CONVOLUTIONS):
@@ -94,9 +93,9 @@ def read_weights(weights, top=False):
     return found | named
 
 
-def is_hdf5(weights):
-    """Whether --weights names an HDF5 file by its suffix."""
-    return Path(weights).suffix.lower() in (".h5", ".hdf5")
+def is_original(weights):
+    """Whether --weights names VGG16 as it was published, an .h5 too, rather than a .keras file or a run."""
+    return weights in ("imagenet", "none") or Path(weights).suffix.lower() in (".h5", ".hdf5")
 
 
 def read_hdf5(path):
@@ -136,7 +135,7 @@ def check_numbers(path, arrays):
 
 def damaged(path, kind, error):
     """The BadInput for a file that cannot be read as what it is."""
-    if "truncated" in str(error) or path.read_bytes()[:2] == b"PK" and not zipfile.is_zipfile(path):
+    if "truncated" in str(error) or path.open("rb").read(2) == b"PK" and not zipfile.is_zipfile(path):
         return BadInput(f"{path} is truncated: its end is missing; copy or download it again.")
     reason = str(error).strip().split("\n")[0]
     return BadInput(f"{path} is not a whole {kind} ({reason}); name another.")
@@ -162,10 +161,12 @@ def load_model(path):
     return model
 
 
-def input_size(path):
-    """Pixels a side that the network of a .keras file or a run's folder takes; None where it is not one of
-    these scripts', as it may want pictures prepared otherwise: its weights alone are of use."""
-    path = model_file(path)
+def input_size(weights):
+    """Pixels a side that the network takes which --weights names; None where it is not one of these
+    scripts', as it may want pictures prepared otherwise: its weights alone are of use."""
+    if is_original(weights):
+        return None
+    path = model_file(weights)
     try:
         with zipfile.ZipFile(path) as archive:
             layers = json.loads(archive.read("config.json"))["config"]["layers"]

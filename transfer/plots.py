@@ -46,13 +46,12 @@ def save_figure(figure, path, notice):
 @functools.cache
 def fonts_for(letters):
     """Names of fonts that have all these letters together, matplotlib's own first; says where none has."""
-    own, families, missing = font_manager.findfont("DejaVu Sans"), [], set(map(ord, letters))
-    fonts = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]  # boxes
-    files = {own: "DejaVu Sans"} | {font.fname: font.name for font in fonts}
-    for file, name in files.items():
-        found = missing & set(FT2Font(file).get_charmap()) if missing or not families else ()
-        if found or not families:
-            families, missing = [*families, name], missing - found
+    families = ["DejaVu Sans"]
+    missing = set(map(ord, letters)) - set(FT2Font(font_manager.findfont(*families)).get_charmap())
+    for font in font_manager.fontManager.ttflist if missing else ():
+        found = missing & set(FT2Font(font.fname).get_charmap())
+        if found and "Last Resort" not in font.name:  # that one draws boxes
+            families, missing = [*families, font.name], missing - found
     if missing:
         print(f"No font here has the letters {''.join(map(chr, sorted(missing)))}; install Noto Sans, say.")
     return families
@@ -76,8 +75,8 @@ def plot_curves(history, path, title, notice):
         y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
         along = {"rotation": 90, "ha": "left", "va": side, "fontsize": 7, "in_layout": False}
         for row in starts:
-            width = int(row is not history[0])  # none before the first one
-            axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=width)
+            if row is not history[0]:
+                axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
             place = row["epoch"] - 0.5, y, f"{row['step']}: {row['trained']}"
             axes.text(*place, color="dimgrey", transform=axes.get_xaxis_transform(), **along)
         axes.grid(alpha=0.3)

@@ -13,7 +13,7 @@ from transfer.classifiers import load_pipeline, pipeline_probabilities
 from transfer.data import file_stamp, walk_pictures
 from transfer.images import decode_all, load_images
 from transfer.network import load_model, weights_digest
-from transfer.runs import dataset_of, describe_dataset
+from transfer.runs import dataset_of
 from transfer.screen import BadInput, print_table, progress
 
 TOP = 5
@@ -64,7 +64,7 @@ def predict_split(dataset, run, split, settings, classify=None):
         return predictions
     stored, pipeline = run.config["features"], load_pipeline(run.folder / "pipeline.skops")
     source, folder = features.source_of(stored), Path(stored["folder"])
-    if stored["dataset"]["pictures"] != describe_dataset(dataset)["pictures"]:  # some were added, say
+    if stored["dataset"]["pictures"] != dataset.pictures:  # some were added, say
         folder = features.features_folder(source, dataset, settings.skip_unreadable)
     features.extract_features(source, dataset, (split,), folder, settings)
     if store.read_json(folder / "features.json")["weights_sha256"] != stored["weights_sha256"]:
@@ -124,9 +124,8 @@ def confidence_for(confidence, right, wanted):
 
 def answers_of(rankings, accepted):
     """{file: its likeliest class, UNSURE where that is below `accepted`}; {} where that is None."""
-    if accepted is None:
-        return {}
-    return {file: r[0][0] if r[0][1] >= accepted else UNSURE for file, r in rankings.items()}
+    asked = {} if accepted is None else rankings
+    return {file: r[0][0] if r[0][1] >= accepted else UNSURE for file, r in asked.items()}
 
 
 def ranking(probabilities, labels):

@@ -6,12 +6,12 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn import metrics
 
-from transfer.features import is_original
+from transfer.network import is_original
 from transfer.plots import plot_confusion
 from transfer.predict import TOP, ranking, ranking_row
 from transfer.runs import describe_dataset
 from transfer.screen import percent, print_table
-from transfer.store import printable, read_csv, write_csv, write_json
+from transfer.store import read_csv, write_csv, write_json
 from transfer.study import TEST_F1, TEST_FIGURES, VAL_ACCURACY, forest_rows
 from transfer.train import fine_tuning_rows
 
@@ -158,7 +158,7 @@ def write_report(out, run, dataset, tested, skipped):
     """Write metrics.json, predictions.csv and confusion_matrix.png of a Tested into the folder `out`."""
     rows = []
     for file, museum, true, row in zip(tested.files, tested.museums, tested.true, tested.probabilities):
-        known = {"file": printable(file), "museum": museum, "true": dataset.labels[true]}
+        known = {"file": file, "museum": museum, "true": dataset.labels[true]}
         ranked = ranking_row(ranking(row, dataset.labels))
         rows.append({**known, **ranked, "dataset": dataset.name})
     write_csv(out / "predictions.csv", rows)

@@ -17,7 +17,6 @@ from filelock import Timeout
 
 from common import Share
 from transfer.data import load_dataset
-from transfer.images import DECODING
 from transfer.screen import BadInput
 from transfer.store import lock_of, placed, read_json, write_json
 
@@ -28,9 +27,9 @@ FORMAT = 5  # of config.json and of what a run resumes from
 def describe_dataset(dataset):
     """What every file says of the data behind it."""
     about = {"name": dataset.name, "notice": dataset.notice, "folder": str(dataset.root)}
-    about |= {"fingerprint": dataset.fingerprint, "classes": len(dataset.labels)}
-    about["pictures"] = f"{dataset.pictures} {DECODING}"
-    return about | {"images": {name: len(split.files) for name, split in dataset.splits.items()}}
+    about |= {"fingerprint": dataset.fingerprint, "pictures": dataset.pictures}
+    counts = {name: len(split.files) for name, split in dataset.splits.items()}
+    return about | {"classes": len(dataset.labels), "images": counts}
 
 
 def describe_versions():
@@ -95,7 +94,8 @@ def claim_folder(candidates, config, stack):
         if not reason:
             reason = why_not(run, config)  # it may just have been finished
         if not reason:
-            print(passed_over or "", end="\n" * bool(passed_over))
+            if passed_over:
+                print(passed_over)
             return run
         passed_over = f"The folder {run} {reason}"
     raise BadInput(f"{passed_over}, or name a new one with --out.")

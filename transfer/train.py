@@ -53,9 +53,10 @@ def plan_steps(args):
     unfrozen = {"learning_rate": args.fine_tune_learning_rate, "epochs": args.fine_tune_epochs}
     keys = ("batch_size", "seed", "optimizer", "schedule", "balanced")
     shared = {key: getattr(args, key) for key in keys}
-    trainings = plan_trainings(args.unfreeze, args.augment, args.final_augment)
-    steps = [(name, blocks, unfrozen if blocks else frozen, augment) for name, blocks, augment in trainings]
-    return [Step(name, blocks, augment=augment, **of, **shared) for name, blocks, of, augment in steps]
+    return [
+        Step(name, blocks, augment=augment, **(unfrozen if blocks else frozen), **shared)
+        for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment)
+    ]
 
 
 def fine_tuning_rows(arguments):
