@@ -5,8 +5,9 @@
 
 Forests and linear classifiers on the means of the 13 convolutions, each on the same folds. A difference is
 to the linear classifier at the first size, picture by picture, in points with its standard error. "0..1"
-gives the convolutions pictures scaled to 0..1 instead of VGG16's own preprocessing. Then the linear
-classifier fitted on so many training pictures of each class (three draws), on the test split.
+gives the convolutions pictures scaled to 0..1 instead of VGG16's own preprocessing. Then the study's
+forests, differences to its leaf 7 on all layers; then the linear classifier fitted on so many training
+pictures of each class (three draws), on the test split.
 """
 
 import argparse
@@ -21,14 +22,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 import common  # noqa: E402, Keras first
 from common import keras
 from transfer import features
 from transfer.data import load_dataset
 from transfer.images import load_images
-from transfer.store import ArrayFile
+from transfer.store import ArrayFile, read_json
 from transfer.study import SPLITS
 
 FOLDS, DRAWS, COUNTS = 5, 3, (10, 30, 100)
@@ -40,9 +41,19 @@ def linear(**settings):
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, **{"C": C} | settings))
 
 
-def forest(**settings):
-    """The study's best forest."""
-    return RandomForestClassifier(50, min_samples_leaf=2, n_jobs=-1, random_state=0, **settings)
+def forest(leaf=2, **settings):
+    """A forest of the study, its best one where nothing else is said."""
+    return RandomForestClassifier(50, min_samples_leaf=leaf, n_jobs=-1, random_state=0, **settings)
+
+
+def study_rows(folder, x):
+    """The study's forests on the features `x` of all convolutions, {title: (classifier, features)}."""
+    columns = read_json(folder / "features.json")["layers"]
+    embedding = make_pipeline(StandardScaler(), FunctionTransformer(common.discretize), forest())
+    fewer = {layers: features.take_layers(x, columns, layers) for layers in ("last", "block5_conv3")}
+    rows = {"forest, leaf 7, all": (forest(7), x)}
+    rows |= {f"forest, leaf 7, {layers}": (forest(7), part) for layers, part in fewer.items()}
+    return rows | {"forest, leaf 2, all": (forest(), x), "the same, discretized": (embedding, x)}
 
 
 def extracted(data, size, args):
@@ -67,12 +78,14 @@ def scaled(data, size, args):
     pooled = keras.Model(images, pooled(undone(keras.ops.flip(images, axis=-1))))
     found = []
     for split in SPLITS:
-        count, path = (
-            len(dataset.splits[split].files),
+        images, path = (
+            dataset.splits[split].images,
             args.out / f"{Path(data).name}-{size}-scaled-{split}.npy",
         )
-        file = ArrayFile(path, (count, pooled.output.shape[1]), "float32", f"the {split} features, scaled")
-        found.append(features.keep_outputs(pooled, dataset.splits[split].images, file, 32))
+        file = ArrayFile(
+            path, (len(images), pooled.output.shape[1]), "float32", f"{split} features, scaled"
+        )
+        found.append(features.keep_outputs(pooled, images, file, 32))
     return np.concatenate(found)
 
 
@@ -130,6 +143,7 @@ def main():
             rows["linear, 0..1"] = linear(), scaled(data, first, args)
             rows["linear, 0..1, C 1"] = linear(C=1.0), rows["linear, 0..1"][1]
         print_rows(name, rows, y)
+        print_rows(name, study_rows(args.out / f"{name}-{first}", x), y)
         print_counts(name, x, y, counts)
 
 

@@ -1,141 +1,152 @@
 """How fast a device is kept at its work: ours on each backend beside plain PyTorch, at 224x224.
 
     python benchmarks/gpu.py --backends jax torch          those that are installed; also tensorflow
-    python benchmarks/gpu.py --images 16 --image-size 64   to try it out on a CPU
+    python benchmarks/gpu.py --images 16 --image-size 64 --batch-size 8 --precisions float32   on a CPU
 
-extraction: all features of VGG16 (12,416 at 224). dense: head iii on stored activations of block5_pool.
-unfrozen: all of VGG16 with head iii, and the same augmented. Ours is what the commands call, fed from disk;
-plain PyTorch is at its best: images on the device before it starts, channels_last, autocast, with and
-without torch.compile. Images a second of the epochs after the first, which traces and compiles: what that
-takes beside the pass itself, and what importing and building take, is shown as seconds. The share is of the
-device's own matrix product in that precision, convolutions and dense layers counted, in training three
-times. Each measurement is a process of its own, they take turns.
+One process for each backend does all tasks on pictures of noise. extraction: all features of VGG16 (12,416
+at 224). dense: head iii on stored activations of block5_pool. unfrozen: all of VGG16 with head iii, and
+augmented. Ours is what the commands call, from decoded images to written weights, with the share of its
+time that drawing batches (beside the device's work) and writing take. Plain PyTorch is at its best: images
+on the device before it starts, channels_last, autocast, with and without torch.compile. Images a second are
+of the passes after the first, which compiles. The share is of the backend's own matrix product in that
+precision: convolutions and dense layers counted, in training three times.
 """
 
 import argparse
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-from measure import PICTURES, alternate, describe_machine, pictures, report, run_worker, spread
+from measure import describe_machine
 
-CLASSES, RATE = 29, 1e-5
+CLASSES, RATE, PLAIN = 29, 1e-5, "plain"
 TASKS = ("extraction", "dense", "unfrozen", "augmented")
 PRECISIONS = ("float32", "bfloat16")
-PLAIN, COMPILED = "plain PyTorch", "plain PyTorch, compiled"
 
 
 def flop(model, training):
     """Floating-point operations that an image takes: a product and a sum for each weight and position."""
-    total = 0
-    for layer in model.layers:
-        if layer.get_weights() and len(layer.get_weights()[0].shape) > 1:
-            kernel, *_ = layer.get_weights()
-            total += 2 * kernel.size * np.prod(layer.output.shape[1:-1], dtype=float)
-    return total * (3 if training else 1)
+    weighted = [layer for layer in model.layers if hasattr(layer, "kernel")]
+    forward = sum(np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:-1]) for layer in weighted)
+    return 2 * forward * (3 if training else 1)
 
 
-def build(args):
+def build(args, task, precision):
     """The Keras model of a task, with drawn weights, in its precision."""
     import common
     from transfer import network
 
     common.keras.utils.set_random_seed(0)
-    extraction = args.task == "extraction"
-    model = common.build_model(
-        args.image_size, 1000 if extraction else CLASSES, "fc" if extraction else "iii"
-    )
+    classes, head = (1000, "fc") if task == "extraction" else (CLASSES, "iii")
+    model = common.build_model(args.image_size, classes, head)
     network.load_weights(model, "none", 0)
-    return network.with_precision(model, args.precision)
+    return network.with_precision(model, precision)
 
 
-# Ours ------------------------------------------------------------------------------------
-
-
-def extract(args, model, images):
-    """Seconds of each pass over the images."""
+def product(precision):
+    """Floating-point operations a second of this backend's matrix product."""
     import common
-    from transfer import features
+    from transfer.network import accelerators
+
+    ops = common.ops
+    size = 8192 if accelerators(common.keras.backend.backend()) else 2048
+    a, seconds = ops.cast(ops.ones((size, size)), precision), []
+    for _ in range(5):
+        start = time.perf_counter()
+        np.asarray(ops.cast(ops.matmul(a, a)[0, 0], "float32"))
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def extract(args, model, images, folder):
+    """Seconds of each pass over the images, in the batches that extract_features.py takes."""
+    import common
+    from transfer import features, network
 
     pooled, _ = common.pooled_model(model, common.feature_layers(model, "all"))
-    seconds, folder = [], tempfile.TemporaryDirectory()
+    on_a_gpu, seconds = network.accelerators(common.keras.backend.backend()), []
+    batch = args.extraction_batch or (features.ON_A_GPU if on_a_gpu else args.batch_size)
     for number in range(args.epochs):
-        start, path = time.perf_counter(), Path(folder.name) / f"{number}.npy"
-        file = features.output_file(pooled, len(images), path, "features")
-        features.keep_outputs(pooled, images, file, args.batch_size)
+        start = time.perf_counter()
+        file = features.output_file(pooled, len(images), folder / f"{number}.npy", "features")
+        features.keep_outputs(pooled, images, file, batch)
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def train_task(args, model, images, folder):
-    """Seconds of each epoch, as finetune.py trains it."""
-    import keras
+def timed(function, seconds):
+    """`function`, which adds to the list `seconds` how long each call took."""
 
+    def call(*given):
+        start = time.perf_counter()
+        found = function(*given)
+        seconds.append(time.perf_counter() - start)
+        return found
+
+    return call
+
+
+def train_task(args, model, images, folder):
+    """Seconds of each epoch as finetune.py trains it, and what of the later ones is outside the device."""
     import common
     from transfer import train
-    from transfer.study import ALL_BLOCKS, AUGMENTATION
+    from transfer.study import ALL_BLOCKS
 
-    class Clock(keras.callbacks.Callback):
-        moments = [time.perf_counter()]
+    spent, moments, task = {"drawing batches": [], "writing weights": []}, [], folder.name
+    labels = np.random.default_rng(0).integers(0, CLASSES, len(images))
+    splits = {
+        "train": SimpleNamespace(images=images, labels=labels),
+        "val": SimpleNamespace(images=images[: args.batch_size], labels=labels[: args.batch_size]),
+    }
+
+    class Clock(common.keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            moments.append(time.perf_counter())
 
         def on_epoch_end(self, epoch, logs=None):
-            self.moments.append(time.perf_counter())
+            moments.append(time.perf_counter())
+            if epoch == 0:
+                for seconds in spent.values():
+                    seconds.clear()
 
-    augmented = args.task == "augmented"
-    blocks = () if args.task == "dense" else ALL_BLOCKS
-    common.set_trainable(model, blocks)
-    if args.task == "dense":
-        lower, trained = common.split_model(model, "block5_pool")
-        rng = np.random.default_rng(0)
-        drawn = rng.standard_normal((args.images, *lower.output.shape[1:]), "float32")
-        np.save(f"{folder}/activations.npy", np.maximum(drawn - 0.43, 0))
-        images = np.load(f"{folder}/activations.npy", mmap_mode="r")
-    else:
-        trained = (
-            common.augmented_model(model) if augmented else common.keras.Model(model.input, model.output)
-        )
-    labels = np.random.default_rng(0).integers(0, CLASSES, len(images))
-    augment = AUGMENTATION if augmented else None
-    batches = common.Batches(images, labels, args.batch_size, seed=0, augment=augment)
-    step = train.Step("", blocks, RATE, args.epochs, args.batch_size, 0, augment=augmented)
-    train.compile_step(trained, step, len(batches), common.Share())
-    clock = Clock()
-    trained.fit(batches, epochs=args.epochs, shuffle=False, verbose=0, callbacks=[clock])
-    return np.diff(clock.moments)
+    usual = common.Batches.__getitem__, train.Resume.end_epoch, common.ProgressLines
+    common.Batches.__getitem__ = timed(usual[0], spent["drawing batches"])
+    train.Resume.end_epoch = timed(usual[1], spent["writing weights"])
+    common.ProgressLines = lambda _: Clock()
+    try:
+        blocks = () if task == "dense" else ALL_BLOCKS
+        step = train.Step("", blocks, RATE, args.epochs, args.batch_size, 0, augment=task == "augmented")
+        dataset = SimpleNamespace(name="noise", splits=splits, labels=range(CLASSES))
+        train.train_step(model, step, dataset, str(folder), train.Resume.read(folder))
+    finally:
+        common.Batches.__getitem__, train.Resume.end_epoch, common.ProgressLines = usual
+    later = moments[-1] - moments[1]
+    return np.diff(moments), "".join(f", {key} {sum(of) / later:.0%}" for key, of in spent.items())
 
 
-# Plain PyTorch ---------------------------------------------------------------------------
-
-
-def torch_extraction(args, model, network, images):
-    """A function that gives the features of some rows to the host."""
+def torch_work(args, task, precision, network, images, compiled):
+    """A function that gives the features of some rows to the host, or trains all of the network on them."""
     import torch
     from plain_torch import pooled_features, preprocessed
 
-    import common
+    half = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    compiled = torch.compile if compiled else (lambda function: function)
+    names = [name for name, _ in network.named_children() if "conv" in name or name in ("fc1", "fc2")]
+    if task == "extraction":
+        features = compiled(pooled_features(network.eval(), names))
 
-    half = torch.autocast(images.device.type, torch.bfloat16, enabled=args.precision == "bfloat16")
-    features = pooled_features(network.eval(), common.feature_layers(model, "all"))
-    features = torch.compile(features) if args.backend == COMPILED else features
+        def extract(rows):
+            with torch.inference_mode(), half:
+                features(preprocessed(images[rows])).cpu()
 
-    def work(rows):
-        with torch.inference_mode(), half:
-            features(preprocessed(images[rows])).cpu()
-
-    return work
-
-
-def torch_training(args, network, images):
-    """A function that trains all of the network on some rows."""
-    import torch
-    from plain_torch import preprocessed
-
-    half = torch.autocast(images.device.type, torch.bfloat16, enabled=args.precision == "bfloat16")
+        return extract
     labels = torch.arange(len(images), device=images.device) % CLASSES
-    dense = ("fc1", "fc2", "fc3")
-    penalised = [module.weight for name, module in network.named_children() if name in dense]
+    penalised = [getattr(network, name).weight for name in ("fc1", "fc2", "fc3")]
     optimizer = torch.optim.Adam(network.parameters(), RATE, eps=1e-7, fused=images.is_cuda)
 
     def forward(rows):
@@ -144,17 +155,17 @@ def torch_training(args, network, images):
         loss = torch.nn.functional.cross_entropy(scores.float(), labels[rows])
         return loss + 0.01 * sum(weight.square().sum() for weight in penalised)
 
-    forward = torch.compile(forward) if args.backend == COMPILED else forward
+    forward = compiled(forward)
 
-    def work(rows):
+    def train(rows):
         optimizer.zero_grad()
         forward(rows).backward()
         optimizer.step()
 
-    return work
+    return train
 
 
-def torch_seconds(args, model, images):
+def torch_seconds(args, task, precision, model, images, compiled):
     """Seconds of each pass or epoch of the same network in PyTorch alone."""
     import torch
     from plain_torch import plain_torch
@@ -162,14 +173,11 @@ def torch_seconds(args, model, images):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     network, images = plain_torch(model).to(device), torch.from_numpy(np.array(images)).to(device)
-    if args.task == "extraction":
-        work = torch_extraction(args, model, network, images)
-    else:
-        work = torch_training(args, network, images)
-    seconds = []
+    work, seconds = torch_work(args, task, precision, network, images, compiled), []
+    size = 256 if images.is_cuda and task == "extraction" else args.batch_size
     for _ in range(args.epochs):
         start = time.perf_counter()
-        for rows in torch.randperm(len(images), device=device).split(args.batch_size):
+        for rows in torch.randperm(len(images), device=device).split(size):
             work(rows)
         if images.is_cuda:
             torch.cuda.synchronize()
@@ -177,79 +185,71 @@ def torch_seconds(args, model, images):
     return seconds
 
 
-def torch_product(precision):
-    """Floating-point operations a second of the matrix product of this device."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size, dtype = (8192 if device == "cuda" else 2048), getattr(torch, precision)
-    a, seconds = torch.randn(size, size, device=device, dtype=dtype), []
-    for _ in range(10):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
-
-
-# -----------------------------------------------------------------------------------------
+def measure(args, images, precision, task, at_most):
+    """Print the lines of one task in this process. at_most: see `product`."""
+    plain = args.side == PLAIN
+    for compiled in (False, True) if plain else (False,):
+        begun, about = time.perf_counter(), ""
+        model = build(args, task, precision)
+        built = time.perf_counter() - begun
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder) / task
+            folder.mkdir()
+            if plain:
+                seconds = torch_seconds(args, task, precision, model, images, compiled)
+            elif task == "extraction":
+                seconds = extract(args, model, images, folder)
+            else:
+                seconds, about = train_task(args, model, images, folder)
+        usual = float(np.median(seconds[1:]))
+        rate = len(images) / usual
+        about += f"; building {built:.1f} s, compiling {seconds[0] - usual:.1f} s"
+        if task != "dense":
+            share = rate * flop(model, task != "extraction") / at_most
+            about = f", {share:.0%} of {at_most / 1e12:.3g} TFLOP/s" + about
+        name = args.side + " PyTorch" * plain + ", compiled" * compiled
+        print(f"  {precision}, {task:11}{name:25}{rate:8.5g} images a second{about}", flush=True)
 
 
 def work(args):
-    begun, plain = time.perf_counter(), args.backend in (PLAIN, COMPILED)
-    os.environ["KERAS_BACKEND"] = "torch" if plain else args.backend
-    if args.task == "product":
-        return report(flop=torch_product(args.precision))
+    """All tasks of one side, in this process."""
+    begun = time.perf_counter()
+    import common  # noqa: F401, Keras first
+
+    print(f"{args.side}: importing took {time.perf_counter() - begun:.1f} s", flush=True)
+    shape = (args.images, args.image_size, args.image_size, 3)
     with tempfile.TemporaryDirectory() as folder:
-        model, images = build(args), pictures(args.images, folder, args.image_size)
-        operations = flop(model, args.task != "extraction")
-        built = time.perf_counter() - begun
-        if plain:
-            seconds = torch_seconds(args, model, images)
-        elif args.task == "extraction":
-            seconds = extract(args, model, images)
-        else:
-            seconds = train_task(args, model, images, folder)
-    usual = float(np.median(seconds[1:]))
-    found = {"images_per_second": args.images / usual, "flop": operations}
-    return report(**found, seconds_building=built, seconds_compiling=seconds[0] - usual)
+        path = Path(folder) / "noise.npy"
+        np.save(path, np.random.default_rng(0).integers(0, 256, shape, "uint8"))
+        images = np.load(path, mmap_mode="r")
+        for precision in args.precisions:
+            at_most = product(precision)
+            for task in args.tasks:
+                if args.side != PLAIN or task in ("extraction", "unfrozen"):
+                    measure(args, images, precision, task, at_most)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--backends", nargs="+", default=("jax", "torch"), metavar="B")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
-    parser.add_argument("--images", type=int, default=2048)
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
-    for hidden in ("--task", "--precision", "--backend"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    backends = {"nargs": "+", "default": ["jax"], "help": "default: jax"}
+    parser.add_argument("--backends", choices=("tensorflow", "jax", "torch"), **backends)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: all")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[1:])
+    parser.add_argument("--images", type=int, default=2048, help="whole batches (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=224, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=32, help="of training (default: %(default)s)")
+    parser.add_argument("--extraction-batch", type=int, help="default: what extract_features.py takes")
+    parser.add_argument("--epochs", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.task:
+    if args.side:
         return work(args)
-    size = f"{args.image_size}x{args.image_size}"
-    print(f"{describe_machine()}\n{args.images} {PICTURES} at {size}, batches of {args.batch_size}")
-    shared = ["--images", args.images, "--image-size", args.image_size]
-    shared += ["--batch-size", args.batch_size, "--epochs", args.epochs]
-    for precision in args.precisions:
-        flags = ("--precision", precision, *shared, "--backend")
-        product = run_worker(__file__, *flags, PLAIN, "--task", "product")
-        for task in args.tasks:
-            methods = [*args.backends, *([PLAIN, COMPILED] if task in ("extraction", "unfrozen") else [])]
-            print(f"{task}, {precision}", flush=True)
-            found = alternate(__file__, {m: (*flags, m, "--task", task) for m in methods}, args.rounds)
-            for name, figures in found.items():
-                rates = [f["images_per_second"] for f in figures]
-                share = ""
-                if product and task != "dense":
-                    share = (
-                        f", {np.median(rates) * figures[0]['flop'] / product['flop']:.0%} of the product"
-                    )
-                print(f"  {name:25}{spread(rates)} images a second{share}", flush=True)
+    pictures = f"{args.images} pictures of noise of {args.image_size} pixels a side"
+    print(f"{describe_machine()}\n{pictures}, batches of {args.batch_size}", flush=True)
+    for side in (*args.backends, PLAIN):
+        environment = os.environ | {"KERAS_BACKEND": "torch" if side == PLAIN else side}
+        subprocess.run([sys.executable, *sys.argv, "--side", side], env=environment)
     return None
 
 

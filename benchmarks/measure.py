@@ -23,7 +23,7 @@ def describe_machine():
     names = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
     processor = f"{len(names)} cores of {names[0].split(':')[1].strip()}" if names else platform.machine()
     found = []
-    for package in ("keras", "tensorflow", "torch", "scikit-learn"):
+    for package in ("keras", "tensorflow", "jax", "torch", "scikit-learn"):
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:

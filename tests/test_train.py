@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -11,7 +12,8 @@ from conftest import narrow_vgg16, only_run, read_rows
 
 import common
 import finetune
-from transfer import features, flags, network
+from transfer import features, flags, network, store
+from transfer import train as train_module
 from transfer.data import load_dataset
 from transfer.images import Rows, load_images
 from transfer.screen import BadInput
@@ -130,12 +132,39 @@ def test_activation_cache_follows_the_weights(tiny, tmp_path, narrow):
     assert len(list(tmp_path.glob("*-train-*block5_pool*.npy"))) == 2
 
 
-def test_callbacks_stop_on_val_loss_and_keep_the_best_val_accuracy(tmp_path):
-    stop, checkpoint = common.training_callbacks(tmp_path / "c.weights.h5")
+def test_callbacks_stop_on_val_loss_and_keep_the_best_val_accuracy():
+    stop, checkpoint = common.training_callbacks()
     assert isinstance(stop, keras.callbacks.EarlyStopping)
     assert (stop.monitor, stop.patience) == ("val_loss", 20)
-    assert isinstance(checkpoint, keras.callbacks.ModelCheckpoint)
-    assert (checkpoint.monitor, checkpoint.mode, checkpoint.save_best_only) == ("val_accuracy", "max", True)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    checkpoint.set_model(model)
+    for number, accuracy in enumerate((0.5, 0.7, 0.6, 0.7)):
+        model.set_weights([np.full((1, 1), number, "float32")])
+        checkpoint.on_epoch_end(number, {"val_accuracy": accuracy})
+    assert checkpoint.weights == [[[1.0]]]  # a copy; of equals the first
+
+
+def test_weights_are_written_as_often_as_time_allows(tmp_path, monkeypatch):
+    """An epoch a second; each writing takes two, so the next is due forty seconds later."""
+    clock, model = [100.0], keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    monkeypatch.setattr("transfer.train.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def slowly(path):
+        clock[0] += 1
+
+    monkeypatch.setattr("transfer.train.store", SimpleNamespace(**vars(store) | {"sync": slowly}))
+    model.compile("adam", "mse")
+    model.stop_training = False
+    resume, written = Resume.read(tmp_path), {}
+    for epoch in range(90):
+        clock[0] += 1
+        row = {"val_accuracy": epoch / 100}  # always a better one
+        resume.end_epoch(model, model, row, model.get_weights())
+        state = json.loads((tmp_path / "resume" / "state.json").read_text())
+        written[len(state["history"])] = {state["last"], state["best"], "state.json"}
+        assert {path.name for path in (tmp_path / "resume").iterdir()} == list(written.values())[-1]
+    assert list(written) == [1, 41, 81]
+    assert len(read_rows(tmp_path / "history.csv")) == 90
 
 
 def test_a_step_ends_with_the_weights_of_its_best_val_accuracy(tiny, tmp_path, narrow):
@@ -184,6 +213,23 @@ def test_several_steps_at_once_train_the_same(tiny, tmp_path, monkeypatch, capsy
     for name, of_layer in arrays.items():
         for one, other in zip(arrays_at_once[name], of_layer):
             np.testing.assert_array_equal(one, other)
+
+
+def test_a_large_head_alone_is_compiled_by_xla_and_trains_the_same(tiny, tmp_path, narrow, monkeypatch):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the others decide for themselves")
+    model, dataset = make(tiny, tmp_path)
+    parts = [common.split_model(model, "block5_pool")[1], common.augmented_model(model)]
+    histories = []
+    for most in (10**9, 1):
+        monkeypatch.setattr("transfer.train.LARGE_HEAD", most)
+        for part in parts:
+            train_module.compile_step(part, step(), 2, common.Share())
+        assert [part.jit_compile for part in parts] == [most == 1, False]
+        fresh, _ = make(tiny, tmp_path)
+        histories.append(train(fresh, step(epochs=3), dataset, tmp_path / str(most), tmp_path))
+    for ours, theirs in zip(*histories):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
 def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys, monkeypatch):

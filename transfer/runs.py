@@ -21,7 +21,7 @@ from transfer.screen import BadInput
 from transfer.store import lock_of, placed, read_json, write_json
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
-FORMAT = 5  # of config.json and of what a run resumes from
+FORMAT = 6  # of config.json and of what a run resumes from
 
 
 def describe_dataset(dataset):

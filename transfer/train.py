@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -13,15 +14,23 @@ import numpy as np
 import common
 from transfer import store
 from transfer.features import keep_activations
-from transfer.network import accelerators, current_share, random_state, set_random_state, weights_digest
+from transfer.network import (
+    accelerators,
+    all_layers,
+    current_share,
+    random_state,
+    set_random_state,
+    weights_digest,
+)
 from transfer.plots import plot_curves
 from transfer.screen import percent, print_notice, print_table
 from transfer.study import AUGMENTATION, FIGURES, FINE_TUNING_ROWS, UNFREEZE, rows_of
 
 WARM_UP = 0.1  # share of a cosine schedule's updates in which the learning rate rises
+LARGE_HEAD = 2_000_000  # weights from which on XLA is worth its compiling on TensorFlow's CPU
 STEPS_AT_ONCE = 50  # that TensorFlow trains on a GPU between two looks at the loss: about a second
 FOLDER = "resume"  # in a run's folder
-CHECKPOINT = "best-{epoch}.weights.h5"  # of the best epochs, within that folder
+MOST_OF_TIME = 0.05  # share of a training's time that may go into writing what it resumes from
 
 
 @dataclass(frozen=True)
@@ -121,16 +130,21 @@ def train_step(model, step, dataset, cache, resume):
     synchronise(model, share.whole_batches and share.replicas > 1)
     compile_step(trained, step, len(train), share)
     resume.load(model, trained, resume.last)
+    stopping, checkpoint = common.training_callbacks(done, resume.read_best())
     if len(done) < step.epochs and not resume.stopped:
         about = {"dataset": dataset.name, "trained": step.name, "augmented": step.augment}
         about["learning_rate"], in_a_terminal = step.learning_rate, sys.stdout.isatty()
-        callbacks = common.training_callbacks(resume.folder / CHECKPOINT, done)
+
+        def end_epoch(epoch, logs):
+            row = about | {key: float(logs[key]) for key in FIGURES}
+            resume.end_epoch(model, trained, row, checkpoint.weights)
+
+        callbacks = [stopping, checkpoint, keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)]
         callbacks += [] if in_a_terminal else [common.ProgressLines(train)]
-        callbacks.append(common.RecordEpoch(resume, model, about))
         settings = {"verbose": 1 if in_a_terminal else 2, "initial_epoch": len(done), "epochs": step.epochs}
         settings["shuffle"] = False  # `Batches` shuffles by seed and epoch; Keras would on top
         trained.fit(train, validation_data=val, callbacks=callbacks, **settings)
-    trained.load_weights(resume.folder / resume.best_weights())
+    trained.set_weights(checkpoint.weights)
     synchronise(model, False)
 
 
@@ -159,11 +173,15 @@ def trained_part(model, step, dataset, cache, resume):
 def compile_step(model, step, updates, share):
     """Compile `model` for a Step of so many updates an epoch, with a new optimizer."""
     # TensorFlow's GPU idles at each look at the loss; over several devices its loop of steps fails
-    waits = keras.backend.backend() == "tensorflow" and share.replicas == 1 and accelerators("tensorflow")
-    loss, at_once = "sparse_categorical_crossentropy", STEPS_AT_ONCE if waits else 1
+    alone = keras.backend.backend() == "tensorflow" and share.replicas == 1
+    at_once = STEPS_AT_ONCE if alone and accelerators("tensorflow") else 1
+    # and its CPU goes through Adam's state once for each operation, which XLA makes one
+    dense = not any(isinstance(layer, keras.layers.Conv2D) for layer in all_layers(model))
+    large = alone and dense and model.count_params() > LARGE_HEAD
+    settings = {"steps_per_execution": at_once, "jit_compile": True if large else "auto"}
     # where batches are filled up for several devices, what fills them has no weight
-    metrics = {"weighted_metrics" if share.replicas > 1 else "metrics": ["accuracy"]}
-    model.compile(new_optimizer(step, updates), loss, steps_per_execution=at_once, **metrics)
+    settings["weighted_metrics" if share.replicas > 1 else "metrics"] = ["accuracy"]
+    model.compile(new_optimizer(step, updates), "sparse_categorical_crossentropy", **settings)
     model.optimizer.build(model.trainable_variables)
 
 
@@ -177,16 +195,19 @@ def synchronise(model, over_devices):
 @dataclass
 class Resume:
     """How far a run has come, and the weights to continue from. RUN/resume/state.json is written after each
-    epoch and step, the weights files that it names before it; they are removed after it: always whole."""
+    step, and after epochs as often as MOST_OF_TIME allows; the files that it names are written before it,
+    and removed after it: always whole. Epochs since then are trained again, and come out the same."""
 
     folder: Path
     step: int = 1  # the number of the step under way
     stopped: bool = False  # early stopping has ended it
     activations: bool = None  # whether the step under way trains on stored ones; None before it has begun
     start: str = None  # weights of the whole network at its start; None before the first step has ended
-    last: str = None  # weights and optimizer after its last epoch; None before its first one has ended
+    last: str = None  # weights and optimizer after its last epoch; None before its first one is written
+    best: str = None  # the weights of its best epoch, in the order of Keras' get_weights
     random: dict = field(default_factory=dict)  # `network.random_state`
     history: list = field(default_factory=list)  # rows of history.csv, of all steps
+    written: tuple = (0.0, 0.0)  # when the last writing ended, and how long it took, in seconds
 
     @classmethod
     def read(cls, run):
@@ -198,9 +219,9 @@ class Resume:
 
     def commit(self):
         """Write the state, then remove every file that is not part of it."""
-        state = {key: value for key, value in vars(self).items() if key != "folder"}
+        state = {key: value for key, value in vars(self).items() if key not in ("folder", "written")}
         store.write_json(self.folder / "state.json", state)
-        kept = {"state.json", self.start, self.last, self.best_weights()}
+        kept = {"state.json", self.start, self.last, self.best}
         for path in self.folder.iterdir():
             if path.name not in kept:
                 path.unlink()
@@ -209,10 +230,12 @@ class Resume:
         """The history of the step under way."""
         return [row for row in self.history if row["step"] == self.step]
 
-    def best_weights(self):
-        """The file of the best epoch so far of the step under way, which the checkpoint writes."""
-        rows = self.rows()
-        return CHECKPOINT.format(epoch=rows.index(best_epoch(rows)) + 1) if rows else None
+    def read_best(self):
+        """The weights of the best epoch so far of the step under way; None where none is written."""
+        if not self.best:
+            return None
+        with np.load(self.folder / self.best) as arrays:
+            return list(arrays.values())
 
     def load(self, model, trained, name):
         """Give `trained`, `model` or a compiled part of it, the weights `name` (self.start or self.last),
@@ -221,18 +244,20 @@ class Resume:
             trained.load_weights(self.folder / name)
             set_random_state(model, self.random)
 
-    def end_epoch(self, model, trained, row):
-        """Remember an epoch: the network, the compiled part of it, its row of the history."""
-        epoch = len(self.history) + 1
+    def end_epoch(self, model, trained, row, best):
+        """Remember an epoch: the network, the compiled part of it, its row, the step's best weights."""
+        epoch, (ended, took), begun = len(self.history) + 1, self.written, time.monotonic()
         self.history.append({"epoch": epoch, "step": self.step, **row})
-        self.last = self.best_weights()
-        if best_epoch(self.rows())["epoch"] < epoch:  # else the checkpoint has just written it
-            self.last = f"last-{epoch}.weights.h5"
+        if begun - ended >= took / MOST_OF_TIME:
+            self.last, self.best = f"last-{epoch}.weights.h5", f"best-{epoch}.npz"
             trained.save_weights(self.folder / self.last)
-        store.sync(self.folder / self.last)
-        self.stopped = trained.stop_training
-        self.random |= random_state(model)
-        self.commit()
+            np.savez(self.folder / self.best, *best)
+            for name in (self.last, self.best):
+                store.sync(self.folder / name)
+            self.stopped = trained.stop_training
+            self.random |= random_state(model)
+            self.commit()
+            self.written = time.monotonic(), time.monotonic() - begun
         store.write_csv(self.folder.parent / "history.csv", self.history)
 
     def end_step(self, model):
@@ -241,7 +266,7 @@ class Resume:
         model.save_weights(self.folder / start)
         store.sync(self.folder / start)
         self.step, self.stopped, self.start, self.last = self.step + 1, False, start, None
-        self.activations = None
+        self.activations = self.best = None
         self.commit()
 
 
