@@ -106,6 +106,24 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert not (run / "resume").exists()
 
 
+@pytest.mark.parametrize("moment", [("write_csv", 2, False), ("write_csv", 4, False)])
+def test_epochs_that_were_not_written_are_trained_again(
+    uninterrupted, tiny, workdir, script, monkeypatch, moment
+):
+    """The first one alone is written; the second of the first step is lost, or the first of the second."""
+    shutil.copytree(uninterrupted.parents[1] / "data", workdir / "data")
+    monkeypatch.setitem(UNFREEZE, "none", STEPS)
+    monkeypatch.setattr("transfer.train.MOST_OF_TIME", 1e-9)
+    with monkeypatch.context() as patch:
+        unplug_at(patch, *moment)
+        with pytest.raises(Unplugged):
+            script("finetune", "--data", tiny, *RUN)
+    state = json.loads((only_run(workdir) / "resume" / "state.json").read_text())
+    assert (state["step"], len(state["history"])) == ((1, 1) if moment[1] == 2 else (2, 2))
+    script("finetune", "--data", tiny, *RUN)
+    assert_same(outcome(only_run(workdir)), outcome(uninterrupted))
+
+
 def test_early_stopping_counts_on_and_the_best_epoch_stays(tiny, workdir, monkeypatch, script):
     flags = ("--data", tiny, "--head", "iii", "--epochs", "30", "--learning-rate", "0.003")
     monkeypatch.setattr("common.EARLY_STOPPING_PATIENCE", 2)

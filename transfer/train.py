@@ -217,8 +217,9 @@ class Resume:
         state = folder / "state.json"
         return cls(folder, **(store.read_json(state) if state.exists() else {}))
 
-    def commit(self):
+    def commit(self, model):
         """Write the state, then remove every file that is not part of it."""
+        self.random |= random_state(model)
         state = {key: value for key, value in vars(self).items() if key not in ("folder", "written")}
         store.write_json(self.folder / "state.json", state)
         kept = {"state.json", self.start, self.last, self.best}
@@ -255,8 +256,7 @@ class Resume:
             for name in (self.last, self.best):
                 store.sync(self.folder / name)
             self.stopped = trained.stop_training
-            self.random |= random_state(model)
-            self.commit()
+            self.commit(model)
             self.written = time.monotonic(), time.monotonic() - begun
         store.write_csv(self.folder.parent / "history.csv", self.history)
 
@@ -267,7 +267,7 @@ class Resume:
         store.sync(self.folder / start)
         self.step, self.stopped, self.start, self.last = self.step + 1, False, start, None
         self.activations = self.best = None
-        self.commit()
+        self.commit(model)
 
 
 def best_epoch(history):
