@@ -149,8 +149,7 @@ def predict(args, run):
         out.mkdir(exist_ok=True)
         kept = out if args.cache == "none" else args.cache
         read, unread = predict.predict_files(files, classify, run, batch_size, kept)
-        asked = {} if accepted is None else read
-        answers = {f: r[0][0] if r[0][1] >= accepted else predict.UNSURE for f, r in asked.items()}
+        answers = predict.answers_of(read, accepted)
         predict.write_predictions(out, run, read, unread, answers)
         if args.explain and run.is_network and read:
             explain.explain_pictures(out / "explained", network, run.image_size, read, notice)

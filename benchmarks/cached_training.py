@@ -12,9 +12,10 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
-from measure import PICTURES, alternate, describe_machine, pictures, report, spread
+from measure import PICTURES, alternate, describe_machine, fit_begins, pictures, report, spread
 
 BLOCKS = {"dense": (), "second": ("block4", "block5")}
 
@@ -41,19 +42,14 @@ def measure(args, folder):
     step = train.Step("", BLOCKS[args.step], 1e-4, args.epochs, args.batch_size, 0)
     cache = "none" if args.method == "plain" else str(folder)
 
-    class Clock(keras.callbacks.Callback):
-        moments = [time.perf_counter()]
+    def end_epoch(resume, *given, original=train.Resume.end_epoch):
+        original(resume, *given)
+        moments.append(time.perf_counter())
 
-        def on_train_begin(self, logs=None):  # the cache is filled
-            self.moments.append(time.perf_counter())
-
-        def on_epoch_end(self, epoch, logs=None):
-            self.moments.append(time.perf_counter())
-
-    clock, dataset = Clock(), SimpleNamespace(name="photographs", splits=splits)
-    common.ProgressLines = lambda batches: clock  # the last callback of each epoch
-    train.train_step(model, step, dataset, cache, train.Resume.read(folder))
-    filling, first, *later = np.diff(clock.moments) / args.images * 1000
+    moments, dataset = [time.perf_counter()], SimpleNamespace(name="photographs", splits=splits)
+    with fit_begins(moments), mock.patch.object(train.Resume, "end_epoch", end_epoch):
+        train.train_step(model, step, dataset, cache, train.Resume.read(folder))
+    filling, first, *later = np.diff(moments) / args.images * 1000
     report(filling=filling, first=first, later=float(np.median(later)))
 
 

@@ -29,7 +29,7 @@ from common import keras
 from transfer import features
 from transfer.data import load_dataset
 from transfer.images import load_images
-from transfer.store import ArrayFile, read_json
+from transfer.store import read_json
 from transfer.study import SPLITS
 
 FOLDS, DRAWS, COUNTS = 5, 3, (10, 30, 100)
@@ -78,13 +78,9 @@ def scaled(data, size, args):
     pooled = keras.Model(images, pooled(undone(keras.ops.flip(images, axis=-1))))
     found = []
     for split in SPLITS:
-        images, path = (
-            dataset.splits[split].images,
-            args.out / f"{Path(data).name}-{size}-scaled-{split}.npy",
-        )
-        file = ArrayFile(
-            path, (len(images), pooled.output.shape[1]), "float32", f"{split} features, scaled"
-        )
+        images = dataset.splits[split].images
+        path = args.out / f"{Path(data).name}-{size}-scaled-{split}.npy"
+        file = features.output_file(pooled, len(images), path, f"{split} features, scaled")
         found.append(features.keep_outputs(pooled, images, file, 32))
     return np.concatenate(found)
 

@@ -20,9 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
-from measure import describe_machine
+from measure import describe_machine, fit_begins
 
 CLASSES, RATE, PLAIN = 29, 1e-5, "plain"
 TASKS = ("extraction", "dense", "unfrozen", "augmented")
@@ -66,11 +67,10 @@ def product(precision):
 def extract(args, model, images, folder):
     """Seconds of each pass over the images, in the batches that extract_features.py takes."""
     import common
-    from transfer import features, network
+    from transfer import features
 
     pooled, _ = common.pooled_model(model, common.feature_layers(model, "all"))
-    on_a_gpu, seconds = network.accelerators(common.keras.backend.backend()), []
-    batch = args.extraction_batch or (features.ON_A_GPU if on_a_gpu else args.batch_size)
+    batch, seconds = args.extraction_batch or features.device_batch(args.batch_size), []
     for number in range(args.epochs):
         start = time.perf_counter()
         file = features.output_file(pooled, len(images), folder / f"{number}.npy", "features")
@@ -79,54 +79,41 @@ def extract(args, model, images, folder):
     return seconds
 
 
-def timed(function, seconds):
-    """`function`, which adds to the list `seconds` how long each call took."""
-
-    def call(*given):
-        start = time.perf_counter()
-        found = function(*given)
-        seconds.append(time.perf_counter() - start)
-        return found
-
-    return call
-
-
 def train_task(args, model, images, folder):
     """Seconds of each epoch as finetune.py trains it, and what of the later ones is outside the device."""
     import common
     from transfer import train
     from transfer.study import ALL_BLOCKS
 
-    spent, moments, task = {"drawing batches": [], "writing weights": []}, [], folder.name
+    drawing, writing, moments, task = [], [], [], folder.name
     labels = np.random.default_rng(0).integers(0, CLASSES, len(images))
-    splits = {
-        "train": SimpleNamespace(images=images, labels=labels),
-        "val": SimpleNamespace(images=images[: args.batch_size], labels=labels[: args.batch_size]),
-    }
+    some = slice(args.batch_size)
+    splits = {"train": SimpleNamespace(images=images, labels=labels)}
+    splits["val"] = SimpleNamespace(images=images[some], labels=labels[some])
 
-    class Clock(common.keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            moments.append(time.perf_counter())
+    def draw(batches, index, original=common.Batches.__getitem__):
+        start = time.perf_counter()
+        batch = original(batches, index)
+        drawing.append(time.perf_counter() - start)
+        return batch
 
-        def on_epoch_end(self, epoch, logs=None):
-            moments.append(time.perf_counter())
-            if epoch == 0:
-                for seconds in spent.values():
-                    seconds.clear()
+    def end_epoch(resume, *given, original=train.Resume.end_epoch):
+        start = time.perf_counter()
+        original(resume, *given)
+        moments.append(time.perf_counter())
+        writing.append(moments[-1] - start)
+        if len(moments) == 2:  # the first epoch, which compiles, is not counted
+            drawing.clear()
+            writing.clear()
 
-    usual = common.Batches.__getitem__, train.Resume.end_epoch, common.ProgressLines
-    common.Batches.__getitem__ = timed(usual[0], spent["drawing batches"])
-    train.Resume.end_epoch = timed(usual[1], spent["writing weights"])
-    common.ProgressLines = lambda _: Clock()
-    try:
-        blocks = () if task == "dense" else ALL_BLOCKS
-        step = train.Step("", blocks, RATE, args.epochs, args.batch_size, 0, augment=task == "augmented")
-        dataset = SimpleNamespace(name="noise", splits=splits, labels=range(CLASSES))
+    blocks = () if task == "dense" else ALL_BLOCKS
+    step = train.Step("", blocks, RATE, args.epochs, args.batch_size, 0, augment=task == "augmented")
+    dataset = SimpleNamespace(name="noise", splits=splits, labels=range(CLASSES))
+    watched = mock.patch.object(train.Resume, "end_epoch", end_epoch)
+    with fit_begins(moments), watched, mock.patch.object(common.Batches, "__getitem__", draw):
         train.train_step(model, step, dataset, str(folder), train.Resume.read(folder))
-    finally:
-        common.Batches.__getitem__, train.Resume.end_epoch, common.ProgressLines = usual
-    later = moments[-1] - moments[1]
-    return np.diff(moments), "".join(f", {key} {sum(of) / later:.0%}" for key, of in spent.items())
+    later, seconds = moments[-1] - moments[1], np.diff(moments)
+    return seconds, f", drawing batches {sum(drawing) / later:.0%}, writing {sum(writing) / later:.0%}"
 
 
 def torch_work(args, task, precision, network, images, compiled):

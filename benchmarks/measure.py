@@ -5,7 +5,9 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -52,6 +54,17 @@ def pictures(count, folder, image_size=224):
     shape = (count, image_size, image_size, 3)
     file = ArrayFile(Path(folder) / f"{count}-{image_size}.npy", shape, "uint8", "decoding")
     return make_array(file, decoded, 1)
+
+
+def fit_begins(moments):
+    """A context in which the moment when `train.train_step` has its inputs and fits is added to a list."""
+    import common
+
+    def callbacks(*given, original=common.training_callbacks):
+        moments.append(time.perf_counter())
+        return original(*given)
+
+    return mock.patch.object(common, "training_callbacks", callbacks)
 
 
 def peak_memory():

@@ -23,6 +23,12 @@ ON_A_GPU = 256  # images in a batch of extraction: on an H100 1.5 times as fast 
 MOST_OF_DISK = 0.8  # share of the free space that activations may take; weights and results need some
 
 
+def device_batch(batch_size):
+    """Images in a batch of extraction where training's batches have so many: a GPU takes more at once."""
+    more = max(1, ON_A_GPU // batch_size) if network.accelerators(backend.backend()) else 1
+    return batch_size * more
+
+
 def output_file(model, count, path, description):
     """The ArrayFile of the output of `model` for so many images, in the precision that it has."""
     return store.ArrayFile(path, (count, *model.output.shape[1:]), model.output.dtype, description)
@@ -164,8 +170,7 @@ def extract_features(source, dataset, splits, folder, settings, check=False):
         refuse_mended(folder, dataset)
         return
     with network.on_devices(settings.devices, settings.batch_size) as (_, computes_on):
-        more = max(1, ON_A_GPU // settings.batch_size) if network.accelerators(backend.backend()) else 1
-        settings = replace(settings, batch_size=settings.batch_size * more)
+        settings = replace(settings, batch_size=device_batch(settings.batch_size))
         model = build_network(source)
         names = feature_layers(model, source.layers)
         pooled, columns = pooled_model(model, names)

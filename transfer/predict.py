@@ -122,6 +122,13 @@ def confidence_for(confidence, right, wanted):
     return float(confidence[enough[-1]]) if len(enough) else np.inf
 
 
+def answers_of(rankings, accepted):
+    """{file: its likeliest class, UNSURE where that is below `accepted`}; {} where that is None."""
+    if accepted is None:
+        return {}
+    return {file: r[0][0] if r[0][1] >= accepted else UNSURE for file, r in rankings.items()}
+
+
 def ranking(probabilities, labels):
     """[(class name, probability)] of the TOP classes, the likeliest first."""
     order = np.argsort(-probabilities, kind="stable")[:TOP]
