@@ -7,7 +7,7 @@
 
 --discretize puts the full-network embedding (Garcia-Gasulla et al. 2018) before the forest: each feature
 standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0. The linear classifier is a
-multinomial logistic regression on standardised features. Features not stored yet are extracted first.
+ridge regression on their standardised square roots. Features that are not stored yet are extracted first.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from transfer.screen import BadInput, percent, print_configuration, print_notice
 from transfer.store import short_name
 from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_TREES, forest_rows
 
-C_PATH = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+ALPHAS = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 # What a flag is where it is not given: alone, and with --grid; and the one classifier that has it.
 DEFAULTS = {
     "layers": (("all",), FOREST_LAYERS, None),
     "discretize": ((False,), (False, True), "forest"),
     "trees": ((100,), FOREST_TREES, "forest"),
     "leaf": ((2,), FOREST_LEAVES, "forest"),
-    "c": (C_PATH, C_PATH, "linear"),
+    "alpha": (ALPHAS, ALPHAS, "linear"),
 }
 
 
@@ -35,8 +35,9 @@ def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
     add = parser.add_argument_group("the classifier").add_argument
     add("--classifier", choices=("forest", "linear"), default="forest", help="default: %(default)s")
-    text = f"inverse regularisation (default: the best of {', '.join(map(str, C_PATH))} on validation)"
-    add("--c", type=flags.positive_float, metavar="C", help=text)
+    tried = ", ".join(map("{:g}".format, ALPHAS))
+    text = f"penalty of large weights (default: the best of {tried} on validation)"
+    add("--alpha", type=flags.positive_float, metavar="A", help=text)
     add("--trees", type=flags.positive, metavar="N", help="default: 100")
     add("--leaf", type=flags.positive, metavar="N", help="least images in a leaf (default: 2)")
     add("--discretize", action=argparse.BooleanOptionalAction, help="the full-network embedding first")
@@ -60,7 +61,7 @@ def parse_args(argv=None):
 def plan_settings(args):
     """{(layers, discretize): the settings of the classifiers to fit, as `fit_classifiers` takes them}."""
     if args.classifier == "linear":
-        settings = [{"C": c} for c in sorted(args.c)]
+        settings = [{"alpha": alpha} for alpha in sorted(args.alpha)]
     else:
         pairs = product(args.leaf, sorted(args.trees))
         settings = [{"min_samples_leaf": leaf, "n_estimators": trees} for leaf, trees in pairs]
@@ -88,7 +89,7 @@ def find_features(args, dataset):
 def print_rows(rows, original, dataset):
     """The rows of metrics.json as a table, forests beside the study's figures where those say anything."""
     study, table = dataset.study_cell, []
-    names = {"min_samples_leaf": "leaf", "n_estimators": "trees", "C": "C"}
+    names = {"min_samples_leaf": "leaf", "n_estimators": "trees", "alpha": "alpha"}
     settings = [key for key in names if key in rows[0]]
     for row in rows:
         same = " / ".join(f"{r['val_accuracy']:.0f}%" for r in forest_rows(original, row)) or "-"
@@ -105,7 +106,7 @@ def run_name(args, source):
     if args.grid:
         return name
     if args.classifier == "linear":
-        return name + (f"-c{args.c[0]:g}" if len(args.c) == 1 else "")
+        return name + (f"-alpha{args.alpha[0]:g}" if len(args.alpha) == 1 else "")
     return f"{name}-trees{args.trees[0]}-leaf{args.leaf[0]}" + "-discretized" * args.discretize[0]
 
 

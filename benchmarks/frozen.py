@@ -4,8 +4,9 @@
     python benchmarks/frozen.py --data ../shared/real/rijks ../shared/real/trashnet --sizes 224 320
 
 Forests and linear classifiers on the means of the 13 convolutions, each on the same folds. A difference is
-to the linear classifier at the first size, picture by picture, in points with its standard error. "0..1"
-gives the convolutions pictures scaled to 0..1 instead of VGG16's own preprocessing. Then the study's
+to the product's linear classifier (at one alpha) at the first size, picture by picture, in points with its
+standard error. "0..1" gives the convolutions pictures scaled to 0..1 instead of VGG16's own preprocessing,
+"logistic regression" is on standardised means without square roots, at one C. Then the study's
 forests, differences to its leaf 7 on all layers; then the linear classifier fitted on so many training
 pictures of each class (three draws), on the test split.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from measure import ROOT, describe_machine
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -33,12 +34,30 @@ from transfer.store import read_json
 from transfer.study import SPLITS
 
 FOLDS, DRAWS, COUNTS = 5, 3, (10, 30, 100)
-C = 0.01
 
 
-def linear(**settings):
-    """The product's linear classifier at one C."""
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, **{"C": C} | settings))
+def linear(before=np.sqrt, alpha=1000.0, **settings):
+    """The product's linear classifier at one alpha, without what makes its scores probabilities."""
+    return make_pipeline(FunctionTransformer(before), StandardScaler(), RidgeClassifier(alpha, **settings))
+
+
+def embedding(classifier):
+    """The full-network embedding, then a classifier."""
+    return make_pipeline(StandardScaler(), FunctionTransformer(common.discretize), classifier)
+
+
+def linear_rows(x):
+    """What the product's linear classifier is compared with on the same features, and forests."""
+    rows = {
+        "linear, alpha 300": linear(alpha=300.0),
+        "linear, without square roots": linear(before=None),
+        "linear, discretized": embedding(RidgeClassifier(1000.0)),
+        "linear, --balanced": linear(class_weight="balanced"),
+        "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)),
+        "forest": forest(),
+        "forest, --balanced": forest(class_weight="balanced"),
+    }
+    return {title: (classifier, x) for title, classifier in rows.items()}
 
 
 def forest(leaf=2, **settings):
@@ -49,11 +68,10 @@ def forest(leaf=2, **settings):
 def study_rows(folder, x):
     """The study's forests on the features `x` of all convolutions, {title: (classifier, features)}."""
     columns = read_json(folder / "features.json")["layers"]
-    embedding = make_pipeline(StandardScaler(), FunctionTransformer(common.discretize), forest())
     fewer = {layers: features.take_layers(x, columns, layers) for layers in ("last", "block5_conv3")}
     rows = {"forest, leaf 7, all": (forest(7), x)}
     rows |= {f"forest, leaf 7, {layers}": (forest(7), part) for layers, part in fewer.items()}
-    return rows | {"forest, leaf 2, all": (forest(), x), "the same, discretized": (embedding, x)}
+    return rows | {"forest, leaf 2, all": (forest(), x), "the same, discretized": (embedding(forest()), x)}
 
 
 def extracted(data, size, args):
@@ -127,17 +145,12 @@ def main():
         name, found = Path(data).name, [extracted(data, size, args) for size in args.sizes]
         x, y, counts = found[0]
         first = args.sizes[0]
-        rows = {
-            f"linear, {first}": (linear(), x),
-            "linear, --balanced": (linear(class_weight="balanced"), x),
-        }
-        rows |= {"forest": (forest(), x), "forest, --balanced": (forest(class_weight="balanced"), x)}
+        rows = {f"linear, {first}": (linear(), x)} | linear_rows(x)
         for size, (other, *_) in zip(args.sizes[1:], found[1:]):
             both = np.concatenate([x, other], axis=1)
             rows |= {f"linear, {size}": (linear(), other), f"linear, {first} and {size}": (linear(), both)}
         if args.scaled:
             rows["linear, 0..1"] = linear(), scaled(data, first, args)
-            rows["linear, 0..1, C 1"] = linear(C=1.0), rows["linear, 0..1"][1]
         print_rows(name, rows, y)
         print_rows(name, study_rows(args.out / f"{name}-{first}", x), y)
         print_counts(name, x, y, counts)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import skops.io
 from conftest import only_run, read_rows
+from scipy.special import softmax
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -88,43 +90,80 @@ def test_a_run_leaves_its_record(tiny, workdir, features, script, capsys):
     np.testing.assert_array_equal(pipeline.predict(x_val), alone.predict(x_val))
 
 
-def test_the_linear_classifier_is_scikit_learns_on_standardised_features(
+def ridge(**settings):
+    return make_pipeline(FunctionTransformer(np.sqrt), StandardScaler(), RidgeClassifier(**settings))
+
+
+def probabilities_of(alone, x, x_val, y_val):
+    """Those of scores times the factor, of many, by which the labels of val are most probable."""
+    scores, of_val = alone.decision_function(x), alone.decision_function(x_val)
+    factors = np.exp(np.linspace(-2, 3, 1001))
+    best = min(factors, key=lambda factor: log_loss(y_val, softmax(factor * of_val, axis=1)))
+    return softmax(best * scores, axis=1)
+
+
+def test_the_linear_classifier_is_scikit_learns_ridge_on_standardised_square_roots(
     tiny, workdir, features, script, capsys
 ):
-    flags = ("--classifier", "linear", "--layers", "last", "--c", "0.01")
+    flags = ("--classifier", "linear", "--layers", "last", "--alpha", "100")
     script("random_forest", "--data", tiny, *flags)
     run = only_run(workdir)
-    assert run.name == "tiny-linear-none-last-c0.01"
+    assert run.name == "tiny-linear-none-last-alpha100"
     dataset = load_dataset(tiny)
     (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s, "last") for s in ("train", "val"))
-    alone = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(x, y)
+    alone = ridge(alpha=100).fit(x, y)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["val_accuracy"] == pytest.approx(alone.score(x_val, y_val))
     assert metrics["accuracy"] == pytest.approx(alone.score(x, y))
-    assert (metrics["C"], metrics["n_features"]) == (0.01, 1472)
+    assert (metrics["alpha"], metrics["n_features"]) == (100, 1472)
     pipeline = load_pipeline(run / "pipeline.skops")
-    np.testing.assert_allclose(pipeline.predict_proba(x_val), alone.predict_proba(x_val), atol=1e-5)
+    expected = probabilities_of(alone, x_val, x_val, y_val)
+    np.testing.assert_allclose(pipeline.predict_proba(x_val), expected, atol=2e-3)
     assert "on 32 x 1472 features" in capsys.readouterr().out
     script("test_model", "--run", run, "--data", tiny, "--explain")
     assert (run / "test" / "layer_importance.csv").exists()
     assert not (run / "test" / "explained").exists()
 
 
-def test_the_linear_classifier_takes_the_best_c_on_validation(
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_linear_classifier_is_as_certain_as_it_is_right(classes):
+    # the square roots are normal, of one variance, so that a softmax can be exactly right
+    rng = np.random.default_rng(0)
+    y = rng.integers(classes, size=6000)
+    roots = rng.normal(10, 1, size=(6000, 20))
+    roots[np.arange(6000), y] += 1.5
+    x = (roots**2).astype("float32")
+    train, val, test = ((x[start:][:2000], y[start:][:2000]) for start in (0, 2000, 4000))
+    ((pipeline, _, _),) = classifiers.fit_classifiers([{"alpha": 1.0}], train, val, False, 0)
+    probabilities = pipeline.predict_proba(test[0])
+    right, certainty = probabilities.argmax(axis=1) == test[1], probabilities.max(axis=1)
+    assert 0.7 < right.mean() < 0.9
+    for low, high in ((0.5, 0.75), (0.75, 0.95), (0.95, 1)):
+        chosen = (low < certainty) & (certainty <= high)
+        assert abs(certainty[chosen].mean() - right[chosen].mean()) < 0.05
+
+
+def test_probabilities_stay_finite_where_validation_has_no_mistake():
+    x, y = np.repeat([[1.0, 9.0], [9.0, 1.0]], 20, axis=0).astype("float32"), np.repeat([0, 1], 20)
+    ((pipeline, _, _),) = classifiers.fit_classifiers([{"alpha": 1.0}], (x, y), (x, y), False, 0)
+    certainty = pipeline.predict_proba(x).max(axis=1)
+    assert (certainty > 0.9).all() and np.isfinite(pipeline[-1].coef_).all()
+
+
+def test_the_linear_classifier_takes_the_best_alpha_on_validation(
     tiny, workdir, features, script, monkeypatch, capsys
 ):
     command = ("random_forest", "--data", tiny, "--classifier", "linear", "--layers", "block3_conv3")
     script(*command, "--out", "whole")
     metrics = json.loads((workdir / "whole" / "metrics.json").read_text())
     rows = metrics["forests"]
-    assert [row["C"] for row in rows] == list(random_forest.C_PATH)
+    assert [row["alpha"] for row in rows] == list(random_forest.ALPHAS)
     best = max(row["val_accuracy"] for row in rows)
-    assert metrics["C"] == min(row["C"] for row in rows if row["val_accuracy"] == best)
+    assert metrics["alpha"] == max(row["alpha"] for row in rows if row["val_accuracy"] == best)
     (x_val, y_val, _) = load_features(features, load_dataset(tiny), "val", "block3_conv3")
     pipeline = load_pipeline(workdir / "whole" / "pipeline.skops")
-    assert metrics["C"] == pipeline[-1].C
     assert pipeline.score(x_val, y_val) == best
-    # interrupted between two, it ends with the same figures, as it walks the path again
+    # interrupted between two, it fits what is left, and ends with the same figures
     save, left = classifiers.write_json, [4]
 
     def stop(*given):
@@ -137,7 +176,7 @@ def test_the_linear_classifier_takes_the_best_c_on_validation(
     with pytest.raises(KeyboardInterrupt):
         script(*command, "--out", "cut")
     script(*command, "--out", "cut")
-    assert left[0] == -len(random_forest.C_PATH) + 3
+    assert left[0] == -len(random_forest.ALPHAS) + 3
     assert json.loads((workdir / "cut" / "metrics.json").read_text()) == metrics
     resumed = load_pipeline(workdir / "cut" / "pipeline.skops")
     np.testing.assert_array_equal(resumed[-1].coef_, pipeline[-1].coef_)
@@ -197,7 +236,7 @@ def test_features_without_a_layer_or_folder_are_named(tiny, workdir, features, s
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--c", "0.1"], "--c is for --classifier linear"),
+        (["--alpha", "3"], "--alpha is for --classifier linear"),
         (["--classifier", "linear", "--trees", "5"], "--trees is for --classifier forest"),
         (["--classifier", "linear", "--discretize"], "--discretize is for --classifier forest"),
         (["--classifier", "linear", "--leaf", "5"], "--leaf is for --classifier forest"),
@@ -210,7 +249,7 @@ def test_a_flag_of_another_classifier_is_refused(flags, message):
 
 @pytest.mark.parametrize("classifier", ["forest", "linear"])
 def test_balanced_is_scikit_learns(tiny, workdir, features, script, classifier):
-    flags = ("--trees", "10") if classifier == "forest" else ("--c", "0.01")
+    flags = ("--trees", "10") if classifier == "forest" else ("--alpha", "300")
     script(
         "random_forest",
         "--data",
@@ -225,15 +264,16 @@ def test_balanced_is_scikit_learns(tiny, workdir, features, script, classifier):
     run = only_run(workdir)
     assert run.name.startswith(f"tiny-{classifier}-none-last-balanced")
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(80, 6)).astype("float32"), np.repeat([0, 1, 2], [60, 15, 5])
-    given = {"C": 0.01} if classifier == "linear" else {"min_samples_leaf": 2, "n_estimators": 10}
+    x, y = rng.random((80, 6)).astype("float32"), np.repeat([0, 1, 2], [60, 15, 5])
+    given = {"alpha": 3.0} if classifier == "linear" else {"min_samples_leaf": 2, "n_estimators": 10}
     settings = [given | {"class_weight": "balanced"}]
     ((pipeline, row, _),) = classifiers.fit_classifiers(settings, (x, y), (x, y), False, 3)
     if classifier == "linear":
-        alone = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, **settings[0]))
+        expected = probabilities_of(ridge(**settings[0]).fit(x, y), x, x, y)
     else:
         alone = RandomForestClassifier(random_state=3, **settings[0])
-    np.testing.assert_allclose(pipeline.predict_proba(x), alone.fit(x, y).predict_proba(x), atol=1e-6)
+        expected = alone.fit(x, y).predict_proba(x)
+    np.testing.assert_allclose(pipeline.predict_proba(x), expected, atol=2e-3)
     assert row["class_weight"] == "balanced"
 
 
@@ -242,5 +282,5 @@ def test_only_the_classifier_that_is_kept_is_drawn(tiny, workdir, features, scri
     monkeypatch.setattr(classifiers, "plot_confusion", lambda matrix, *given: drawn.append(matrix))
     script("random_forest", "--data", tiny, "--classifier", "linear", "--layers", "block5_conv3")
     metrics = json.loads((only_run(workdir) / "metrics.json").read_text())
-    assert len(drawn) == 1 and len(metrics["forests"]) == len(random_forest.C_PATH)
+    assert len(drawn) == 1 and len(metrics["forests"]) == len(random_forest.ALPHAS)
     assert np.trace(drawn[0]) / drawn[0].sum() == pytest.approx(metrics["val_accuracy"])

@@ -462,7 +462,7 @@ def test_what_of_any_split_cannot_be_read_is_said_before_training(classes, workd
 
 def test_an_old_run_is_tested_on_pictures_that_came_and_went(classes, workdir, narrow, script, capsys):
     small = ("--image-size", "32", "--weights", "none", "--data", classes)
-    command = ("random_forest", *small, "--layers", "conv", "--classifier", "linear", "--c", "0.1")
+    command = ("random_forest", *small, "--layers", "conv", "--classifier", "linear", "--alpha", "100")
     script(*command)
     gone = files_of(load_dataset(classes))["train"][0]
     (classes / gone).unlink()

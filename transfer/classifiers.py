@@ -3,13 +3,15 @@
 import copy
 import time
 import warnings
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import skops.io
+from scipy.optimize import minimize_scalar
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import confusion_matrix
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.metrics import confusion_matrix, log_loss
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -19,6 +21,7 @@ from transfer.plots import plot_confusion
 from transfer.screen import BadInput, percent, progress
 from transfer.store import read_csv, read_json, write_atomically, write_csv, write_json
 
+SHARPNESS = (-2, 3)  # of a softmax, as a logarithm: it would be infinite where val has no mistake
 # of a forest that grows: "balanced" would be other weights if it were fitted on other labels
 warnings.filterwarnings("ignore", message="class_weight presets")
 
@@ -34,15 +37,11 @@ def fit_all(plan, dataset, stored, columns, run, seed):
         chosen = {"layers": layers, "discretize": discretized}
         done = [{key: row[key] for key in planned[0]} for row in rows if chosen.items() <= row.items()]
         settings = [setting for setting in planned if setting not in done]
-        if settings and "C" in planned[0]:
-            settings = planned  # each begins where the one before ended, so all are fitted again
         if settings and len(plan) > 1:
             print(f"{layers}{', discretized' * discretized}: {len(settings)} to fit", flush=True)
         train, val = ((take_layers(x, columns, layers), y) for x, y in stored.values())
         for pipeline, row, predicted in fit_classifiers(settings, train, val, discretized, seed):
             row = {"layers": layers, **row}
-            if {key: row[key] for key in planned[0]} in done:
-                continue
             if best_row([*rows, row]) is row:
                 write_atomically(run / "pipeline.skops", skops.io.dumps(pipeline))
                 counts = confusion_matrix(val[1], predicted, labels=range(len(dataset.labels)))
@@ -59,19 +58,20 @@ def fit_all(plan, dataset, stored, columns, run, seed):
 
 def best_row(rows):
     """The row of the best val_accuracy: of equals the more regularised linear one, or the larger forest."""
-    return max(reversed(rows), key=lambda row: (row["val_accuracy"], -row.get("C", 0)))
+    return max(reversed(rows), key=itemgetter("val_accuracy"))
 
 
 def fit_classifiers(settings, train, val, discretized, seed):
     """Fit a classifier for each setting; yields (Pipeline, row of metrics, val predictions). settings:
-    dicts of scikit-learn's names, all with "C" (multinomial logistic regression on standardised features;
-    each begins where the one before ended) or all with "min_samples_leaf" and "n_estimators" (a forest),
-    those of one leaf together and by their number of trees: larger forests of a seed grow from smaller
-    ones. train, val: (features float32 (n, n_features), labels (n,)). discretized: the full-network
+    dicts of scikit-learn's names, all with "alpha" (`fit_linear` on standardised square roots, which make
+    the long tail of a feature shorter) or all with "min_samples_leaf" and "n_estimators" (a forest), those
+    of one leaf together and by their number of trees: larger forests of a seed grow from smaller ones.
+    train, val: (features float32 (n, n_features), none below 0, labels (n,)). discretized: the full-network
     embedding comes first. StandardScaler makes a feature that never varies 0 everywhere."""
     (x, y), (x_val, y_val), classifier = train, val, None
-    name = "linear" if settings and "C" in settings[0] else "forest"
-    steps = [("standardise", StandardScaler())] * (discretized or name == "linear")
+    name = "linear" if settings and "alpha" in settings[0] else "forest"
+    steps = [("square root", FunctionTransformer(np.sqrt))] * (name == "linear")
+    steps += [("standardise", StandardScaler())] * (discretized or name == "linear")
     steps += [("discretize", FunctionTransformer(discretize))] * discretized
     for _, transformer in steps if settings else ():
         x = transformer.fit_transform(x)
@@ -79,21 +79,37 @@ def fit_classifiers(settings, train, val, discretized, seed):
     for setting in progress(settings, "fitting", len(settings), " classifiers"):
         start = time.perf_counter()
         if name == "linear":
-            classifier = classifier or LogisticRegression(max_iter=500, warm_start=True)
-        elif classifier is None or classifier.min_samples_leaf != setting["min_samples_leaf"]:
-            classifier = RandomForestClassifier(n_jobs=-1, random_state=seed, warm_start=True)
-        classifier.set_params(**setting).fit(x, y)
-        fitted, row = copy.copy(classifier), {"discretize": discretized, **setting}
-        if name == "linear":
-            row["iterations"] = int(classifier.n_iter_[0])
-        else:  # one thread adds up the trees' votes in one order: the same figures at every run
+            fitted = fit_linear(setting, (x, y), (x_val, y_val))
+        else:
+            if classifier is None or classifier.min_samples_leaf != setting["min_samples_leaf"]:
+                classifier = RandomForestClassifier(n_jobs=-1, random_state=seed, warm_start=True)
+            fitted = copy.copy(classifier.set_params(**setting).fit(x, y))
+            # one thread adds up the trees' votes in one order: the same figures at every run
             fitted.set_params(warm_start=False, n_jobs=1).estimators_ = list(classifier.estimators_)
         size, seconds = f"{len(x)} x {x.shape[1]} features", time.perf_counter() - start
         print(f"Fitted {setting} on {size} in {seconds:.1f} s.", flush=True)
-        predicted, row["n_features"] = fitted.predict(x_val), x.shape[1]
+        row = {"discretize": discretized, **setting, "n_features": x.shape[1]}
+        predicted = fitted.predict(x_val)
         row["accuracy"] = float(np.mean(fitted.predict(x) == y))
         row["val_accuracy"] = float(np.mean(predicted == y_val))
         yield Pipeline([*steps, (name, fitted)]), row, predicted
+
+
+def fit_linear(setting, train, val):
+    """A LogisticRegression with the coefficients of ridge regression, which are better than its own on
+    photographs and found in a second (docs/better.md). setting: of RidgeClassifier. Its scores become
+    probabilities by the one factor that makes val's labels most probable (Guo et al. 2017)."""
+    ridge, softmax = RidgeClassifier(**setting).fit(*train), LogisticRegression()
+    coefficients, softmax.classes_ = np.atleast_2d(ridge.coef_), ridge.classes_
+    known = np.isin(val[1], ridge.classes_)
+
+    def loss(logarithm):
+        softmax.coef_ = np.exp(logarithm) * coefficients
+        softmax.intercept_ = np.exp(logarithm) * ridge.intercept_
+        return log_loss(val[1][known], softmax.predict_proba(val[0][known]), labels=ridge.classes_)
+
+    loss(minimize_scalar(loss, bounds=SHARPNESS).x)
+    return softmax
 
 
 TRUSTED_TYPES = {

@@ -263,9 +263,9 @@ def check_pictures(notes, dataset, folder):
             now |= set(map(store.printable, split.files[split.stamps[:, 0] >= 0].tolist()))
     gone, new = len(then - now), len(now - then - set(notes.get("skipped_images", [])))
     changes = f"{gone} are gone, {new} new, or some were edited"
-    record = f", as split in {dataset.root / RECORD}" * dataset.in_folders
+    record = f", as split in {dataset.root / RECORD}" * (dataset.root / RECORD).exists()
     other = f"The features in {folder} are of other pictures than {dataset.root} has{record} ({changes})"
-    raise BadInput(f"{other}; drop --features to extract them anew, or name the other --data.")
+    raise BadInput(f"{other}; extract them into a new folder, or name the other --data.")
 
 
 def refuse_mended(folder, dataset):
