@@ -4,11 +4,9 @@
     python benchmarks/frozen.py --data ../shared/real/rijks ../shared/real/trashnet --sizes 224 320
 
 Forests and linear classifiers on the means of the 13 convolutions, each on the same folds. A difference is
-to the product's linear classifier (at one alpha) at the first size, picture by picture, in points with its
-standard error. "0..1" gives the convolutions pictures scaled to 0..1 instead of VGG16's own preprocessing,
-"logistic regression" is on standardised means without square roots, at one C. Then the study's
-forests, differences to its leaf 7 on all layers; then the linear classifier fitted on so many training
-pictures of each class (three draws), on the test split.
+to the first row, picture by picture, in points with its standard error. "0..1" gives the convolutions
+pictures scaled to 0..1 instead of VGG16's own preprocessing. Then the study's forests; then the linear
+classifier fitted on so many training pictures of each class (three draws), on the test split.
 """
 
 import argparse
@@ -118,14 +116,12 @@ def print_rows(name, rows, y):
 
 def print_counts(name, x, y, counts):
     """Test accuracy of the linear classifier by the number of training pictures of each class."""
-    train, test = slice(0, counts[0]), slice(counts[0] + counts[1], None)
     for count in (*COUNTS, None):
-        found = []
+        found, test = [], counts[0] + counts[1]  # its first row: before it come train and val
         for draw in range(DRAWS if count else 1):
             order = np.random.default_rng(draw).permutation(counts[0])
-            rows = [order[y[train][order] == label][:count] for label in np.unique(y)]
-            rows = np.concatenate(rows)
-            found.append(100 * linear().fit(x[train][rows], y[train][rows]).score(x[test], y[test]))
+            rows = np.concatenate([order[y[order] == label][:count] for label in np.unique(y)])
+            found.append(100 * linear().fit(x[rows], y[rows]).score(x[test:], y[test:]))
         spread = f" +- {np.std(found, ddof=1) / len(found) ** 0.5:.1f}" if len(found) > 1 else ""
         print(f"  {name:<12}linear, {count or 'all'} a class: {np.mean(found):.1f}{spread}", flush=True)
 
@@ -143,8 +139,7 @@ def main():
     print(describe_machine(), flush=True)
     for data in args.data:
         name, found = Path(data).name, [extracted(data, size, args) for size in args.sizes]
-        x, y, counts = found[0]
-        first = args.sizes[0]
+        (x, y, counts), first = found[0], args.sizes[0]
         rows = {f"linear, {first}": (linear(), x)} | linear_rows(x)
         for size, (other, *_) in zip(args.sizes[1:], found[1:]):
             both = np.concatenate([x, other], axis=1)
