@@ -20,7 +20,7 @@ from transfer.screen import BadInput, percent, print_configuration, print_notice
 from transfer.store import short_name
 from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_TREES, forest_rows
 
-ALPHAS = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+ALPHAS = (100.0, 300.0, 1000.0, 3000.0)
 # What a flag is where it is not given: alone, and with --grid; and the one classifier that has it.
 DEFAULTS = {
     "layers": (("all",), FOREST_LAYERS, None),
