@@ -353,3 +353,9 @@ def discretize(features):
     thresholds of the full-network embedding (Garcia-Gasulla et al. 2018)."""
     low, high = EMBEDDING_THRESHOLDS
     return (features > high).astype("float32") - (features < low)
+
+
+def signed_square_root(features):
+    """Square roots of features (n, n_features), negative ones' with their sign: their long tails become
+    shorter (power normalisation, Perronnin et al. 2010)."""
+    return np.sign(features) * np.sqrt(np.abs(features))

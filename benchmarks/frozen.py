@@ -34,7 +34,7 @@ from transfer.study import SPLITS
 FOLDS, DRAWS, COUNTS = 5, 3, (10, 30, 100)
 
 
-def linear(before=np.sqrt, alpha=1000.0, **settings):
+def linear(before=common.signed_square_root, alpha=1000.0, **settings):
     """The product's linear classifier at one alpha, without what makes its scores probabilities."""
     return make_pipeline(FunctionTransformer(before), StandardScaler(), RidgeClassifier(alpha, **settings))
 

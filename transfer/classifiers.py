@@ -15,7 +15,7 @@ from sklearn.metrics import confusion_matrix, log_loss
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from common import discretize
+from common import discretize, signed_square_root
 from transfer.features import take_layers
 from transfer.plots import plot_confusion
 from transfer.screen import BadInput, percent, progress
@@ -63,14 +63,14 @@ def best_row(rows):
 
 def fit_classifiers(settings, train, val, discretized, seed):
     """Fit a classifier for each setting; yields (Pipeline, row of metrics, val predictions). settings:
-    dicts of scikit-learn's names, all with "alpha" (`fit_linear` on standardised square roots, which make
-    the long tail of a feature shorter) or all with "min_samples_leaf" and "n_estimators" (a forest), those
-    of one leaf together and by their number of trees: larger forests of a seed grow from smaller ones.
-    train, val: (features float32 (n, n_features), none below 0, labels (n,)). discretized: the full-network
-    embedding comes first. StandardScaler makes a feature that never varies 0 everywhere."""
+    dicts of scikit-learn's names, all with "alpha" (`fit_linear` on standardised square roots) or all with
+    "min_samples_leaf" and "n_estimators" (a forest), those of one leaf together and by their number of
+    trees: larger forests of a seed grow from smaller ones. train, val: (features float32 (n, n_features),
+    labels (n,)). discretized: the full-network embedding comes first. StandardScaler makes a feature that
+    never varies 0 everywhere."""
     (x, y), (x_val, y_val), classifier = train, val, None
     name = "linear" if settings and "alpha" in settings[0] else "forest"
-    steps = [("square root", FunctionTransformer(np.sqrt))] * (name == "linear")
+    steps = [("square root", FunctionTransformer(signed_square_root))] * (name == "linear")
     steps += [("standardise", StandardScaler())] * (discretized or name == "linear")
     steps += [("discretize", FunctionTransformer(discretize))] * discretized
     for _, transformer in steps if settings else ():
@@ -114,6 +114,7 @@ def fit_linear(setting, train, val):
 
 TRUSTED_TYPES = {
     "common.discretize",
+    "common.signed_square_root",
     "sklearn.preprocessing._function_transformer.FunctionTransformer",
     "sklearn.tree._tree.Tree",
 }
