@@ -44,8 +44,8 @@ def embedding(classifier):
     return make_pipeline(StandardScaler(), FunctionTransformer(common.discretize), classifier)
 
 
-def linear_rows(x):
-    """What the product's linear classifier is compared with on the same features, and forests."""
+def compared_rows(x):
+    """What the product's linear classifier is compared with on the same features `x`, as `study_rows`."""
     rows = {
         "linear, alpha 300": linear(alpha=300.0),
         "linear, without square roots": linear(before=None),
@@ -140,7 +140,7 @@ def main():
     for data in args.data:
         name, found = Path(data).name, [extracted(data, size, args) for size in args.sizes]
         (x, y, counts), first = found[0], args.sizes[0]
-        rows = {f"linear, {first}": (linear(), x)} | linear_rows(x)
+        rows = {f"linear, {first}": (linear(), x)} | compared_rows(x)
         for size, (other, *_) in zip(args.sizes[1:], found[1:]):
             both = np.concatenate([x, other], axis=1)
             rows |= {f"linear, {size}": (linear(), other), f"linear, {first} and {size}": (linear(), both)}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import skops.io
 from conftest import only_run, read_rows
+from scipy.optimize import brentq
 from scipy.special import softmax
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import RidgeClassifier
-from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -95,11 +95,13 @@ def ridge(**settings):
 
 
 def probabilities_of(alone, x, x_val, y_val):
-    """Those of scores times the factor, of many, by which the labels of val are most probable."""
-    scores, of_val = alone.decision_function(x), alone.decision_function(x_val)
-    factors = np.exp(np.linspace(-2, 3, 1001))
-    best = min(factors, key=lambda factor: log_loss(y_val, softmax(factor * of_val, axis=1)))
-    return softmax(best * scores, axis=1)
+    """Those of scores times the factor by which the labels of val are most probable: there the scores of
+    the labels are on average those that the probabilities expect."""
+    scores = alone.decision_function(x_val).astype("float64")
+    of_labels = scores[np.arange(len(y_val)), y_val].mean()
+    expected = lambda factor: (softmax(factor * scores, axis=1) * scores).sum(axis=1).mean()  # noqa: E731
+    factor = brentq(lambda factor: expected(factor) - of_labels, np.exp(-2), np.exp(3))
+    return softmax(factor * alone.decision_function(x), axis=1)
 
 
 def test_the_linear_classifier_is_scikit_learns_ridge_on_standardised_square_roots(
@@ -118,7 +120,7 @@ def test_the_linear_classifier_is_scikit_learns_ridge_on_standardised_square_roo
     assert (metrics["alpha"], metrics["n_features"]) == (100, 1472)
     pipeline = load_pipeline(run / "pipeline.skops")
     expected = probabilities_of(alone, x_val, x_val, y_val)
-    np.testing.assert_allclose(pipeline.predict_proba(x_val), expected, atol=2e-3)
+    np.testing.assert_allclose(pipeline.predict_proba(x_val), expected, atol=1e-5)
     assert "on 32 x 1472 features" in capsys.readouterr().out
     script("test_model", "--run", run, "--data", tiny, "--explain")
     assert (run / "test" / "layer_importance.csv").exists()
@@ -161,8 +163,12 @@ def test_the_linear_classifier_takes_the_best_alpha_on_validation(
     assert [row["alpha"] for row in rows] == list(random_forest.ALPHAS)
     best = max(row["val_accuracy"] for row in rows)
     assert metrics["alpha"] == max(row["alpha"] for row in rows if row["val_accuracy"] == best)
-    (x_val, y_val, _) = load_features(features, load_dataset(tiny), "val", "block3_conv3")
+    dataset, layers = load_dataset(tiny), "block3_conv3"
+    (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s, layers) for s in ("train", "val"))
     pipeline = load_pipeline(workdir / "whole" / "pipeline.skops")
+    kept, alone = pipeline[-1].coef_, ridge(alpha=metrics["alpha"]).fit(x, y)[-1].coef_
+    factor = np.linalg.norm(kept) / np.linalg.norm(alone)
+    np.testing.assert_allclose(kept, factor * alone, rtol=1e-4, atol=1e-7)
     assert pipeline.score(x_val, y_val) == best
     # interrupted between two, it fits what is left, and ends with the same figures
     save, left = classifiers.write_json, [3]
@@ -274,7 +280,7 @@ def test_balanced_is_scikit_learns(tiny, workdir, features, script, classifier):
     else:
         alone = RandomForestClassifier(random_state=3, **settings[0])
         expected = alone.fit(x, y).predict_proba(x)
-    np.testing.assert_allclose(pipeline.predict_proba(x), expected, atol=2e-3)
+    np.testing.assert_allclose(pipeline.predict_proba(x), expected, atol=1e-6)
     assert row["class_weight"] == "balanced"
 
 

@@ -99,17 +99,20 @@ def fit_linear(setting, train, val):
     """A LogisticRegression with the coefficients of ridge regression, which are better than its own on
     photographs and found in a second (docs/better.md). setting: of RidgeClassifier. Its scores become
     probabilities by the one factor that makes val's labels most probable (Guo et al. 2017)."""
-    ridge, softmax = RidgeClassifier(**setting).fit(*train), LogisticRegression()
-    coefficients, softmax.classes_ = np.atleast_2d(ridge.coef_), ridge.classes_
+    ridge = RidgeClassifier(**setting).fit(*train)
     known = np.isin(val[1], ridge.classes_)
+    x, y = val[0][known], val[1][known]
+
+    def softmax(logarithm):
+        fitted, factor = LogisticRegression(), np.exp(logarithm)
+        fitted.classes_, fitted.coef_ = ridge.classes_, factor * np.atleast_2d(ridge.coef_)
+        fitted.intercept_ = factor * ridge.intercept_
+        return fitted
 
     def loss(logarithm):
-        softmax.coef_ = np.exp(logarithm) * coefficients
-        softmax.intercept_ = np.exp(logarithm) * ridge.intercept_
-        return log_loss(val[1][known], softmax.predict_proba(val[0][known]), labels=ridge.classes_)
+        return log_loss(y, softmax(logarithm).predict_proba(x), labels=ridge.classes_)
 
-    loss(minimize_scalar(loss, bounds=SHARPNESS).x)
-    return softmax
+    return softmax(minimize_scalar(loss, bounds=SHARPNESS).x)
 
 
 TRUSTED_TYPES = {
