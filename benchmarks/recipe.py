@@ -1,12 +1,12 @@
-"""What each ingredient of a stronger recipe is worth, on photographs, paired by seed.
+"""The study's rows, a linear classifier, and a stronger recipe with its ingredients, paired by seed.
 
     python benchmarks/vgg16_imagenet.py
-    python benchmarks/recipe.py --data ../shared/real/trashnet ../shared/real/caltech101
+    python benchmarks/recipe.py --data ../shared/real/trashnet ../shared/real/rijks
+    python benchmarks/recipe.py --data DIR --rows linear forest head-i --image-size 128 --precision float32
 
-Every row is one command of finetune.py from the same start, and its accuracy on the test split, of the
-epoch with the best validation accuracy. The strong recipe comes first, then the same with one ingredient
-changed, then the study's best strategy. Differences are to the same seed of the strong recipe, in points,
-with their standard error and the p of a paired t-test. Interrupted, the same command resumes.
+Every row is one command from the same start, and its accuracy on the test split, a network's at the epoch
+with the best validation accuracy. Differences are to the same seed of the first row, in points, with their
+standard error and the p of a paired t-test. Interrupted, the same command resumes.
 """
 
 import argparse
@@ -21,21 +21,18 @@ from scipy.stats import ttest_rel
 from transfer.store import read_json  # noqa: E402
 
 ROWS = {
-    "strong": "--recipe strong",
-    "augmented": "--recipe strong --augment",
-    "rate-1e-4": "--recipe strong --fine-tune-learning-rate 1e-4",
-    "rate-1e-5": "--recipe strong --fine-tune-learning-rate 1e-5",
-    "shorter": "--recipe strong --fine-tune-epochs 6",
-    "head-iii": "--recipe strong --head iii",
-    "constant": "--recipe strong --schedule constant",
-    "adamw": "--recipe strong --optimizer adamw",
-    "study": "--head iii --unfreeze stepped",
+    "strong": "finetune.py --recipe strong",
+    "augmented": "finetune.py --recipe strong --augment",
+    "rate-1e-4": "finetune.py --recipe strong --fine-tune-learning-rate 1e-4",
+    "rate-1e-5": "finetune.py --recipe strong --fine-tune-learning-rate 1e-5",
+    "shorter": "finetune.py --recipe strong --fine-tune-epochs 6",
+    "linear": "random_forest.py --classifier linear",
+    "forest": "random_forest.py --leaf 2 --trees 50",
+    "head-i": "finetune.py --head i",
+    "head-ii": "finetune.py --head ii",
+    "head-iii": "finetune.py --head iii",
+    "study": "finetune.py --head iii --unfreeze stepped",
 }
-
-
-def command(row, shared):
-    """(script, flags) of a row: those that all rows share, then its own, which override them."""
-    return "finetune.py", *shared, *ROWS[row].split()
 
 
 def call(script, *flags):
@@ -63,6 +60,7 @@ def main():
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
     parser.add_argument("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
     parser.add_argument("--image-size", type=int, default=224, help="default: %(default)s")
+    parser.add_argument("--precision", default="bfloat16", help="default: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="default: %(default)s")
@@ -73,10 +71,10 @@ def main():
         name = Path(data).name
         for seed in args.seeds:
             shared = ("--data", data, "--weights", args.weights, "--seed", seed)
-            shared += ("--image-size", args.image_size, "--precision", "bfloat16")
+            shared += ("--image-size", args.image_size, "--precision", args.precision)
             for row in args.rows:
                 run = args.out / f"{name}-{row}-seed-{seed}"
-                found = test_accuracy(run, *command(row, shared))
+                found = test_accuracy(run, *ROWS[row].split(), *shared)
                 figures.setdefault((name, row), []).append(found)
                 print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
     print(f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row")

@@ -14,6 +14,10 @@ from importlib.util import find_spec
 import pytest
 from conftest import ROOT
 
+import finetune
+import random_forest
+from transfer import flags, study, train
+
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
@@ -33,11 +37,40 @@ def run(*command, cwd, **more):
 def test_the_commands_in_the_documents_parse():
     text = "".join(path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
     commands = re.findall(r"python (\w+)\.py([^\n`#']*)", text.replace("$SLURM_ARRAY_TASK_ID", "1"))
-    commands = [(name, flags) for name, flags in commands if f"{name}.py" in SCRIPTS]
+    commands = [(name, given) for name, given in commands if f"{name}.py" in SCRIPTS]
     assert len(commands) > 30
-    for name, flags in commands:  # $W stands for two flags; aligned notes follow two spaces
-        flags = flags.replace("$W", "--weights W --precision bfloat16").split("  ")[0].split("...")[0]
-        importlib.import_module(name).parse_args(shlex.split(flags))
+    for name, given in commands:  # $W stands for two flags; aligned notes follow two spaces
+        given = given.replace("$W", "--weights W --precision bfloat16").split("  ")[0].split("...")[0]
+        importlib.import_module(name).parse_args(shlex.split(given))
+
+
+def test_the_commands_in_the_documents_are_the_rows_that_they_stand_in():
+    text = "".join((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/study.md"))
+    script, checked = None, 0
+    for line in text.splitlines():
+        header = re.search(r"\| command: `python (\w+)\.py` \|$", line)
+        row = re.search(r"\| `(?:python (\w+)\.py )?(--[^`]*)` \|$", line)
+        script = header[1] if header else script
+        if not row:
+            continue
+        module = importlib.import_module(row[1] or script)
+        args, numbers = module.parse_args(shlex.split(row[2])), re.findall(r"\d+(?:\.\d+)?", line)
+        if module is finetune:
+            whole = len(train.plan_steps(args))
+            found = [r["figures"][3] for last, r in train.fine_tuning_rows(vars(args)) if last == whole]
+        else:
+            [((layers, discretized), settings)] = random_forest.plan_settings(args).items()
+            own = {"layers": layers, "discretize": discretized, **settings[0]}
+            found = [r["val_accuracy"] for r in study.forest_rows(args.weights is None, own)]
+        assert any(f"{figure:g}" in map("{:g}".format, map(float, numbers)) for figure in found), line
+        checked += 1
+    of_readme, of_one_command_twice = 4, 1
+    rows = len(study.FINE_TUNING_ROWS) + len(study.FOREST_ROWS)
+    assert checked == of_readme + rows - of_one_command_twice
+    better = " ".join((ROOT / "docs" / "better.md").read_text("utf-8").split())
+    for epochs, rate in (("epochs", "learning_rate"), ("fine_tune_epochs", "fine_tune_learning_rate")):
+        said = f"{flags.STRONG[epochs]} epochs at {flags.STRONG[rate]:.0e}".replace("e-0", "e-")
+        assert said in better
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
