@@ -17,12 +17,9 @@ from unittest import mock
 import numpy as np
 from measure import PICTURES, alternate, describe_machine, fit_begins, pictures, report, spread
 
+from transfer.flags import script_parser
+
 BLOCKS = {"dense": (), "second": ("block4", "block5")}
-
-
-def work(args):
-    with tempfile.TemporaryDirectory() as folder:
-        measure(args, Path(folder))
 
 
 def measure(args, folder):
@@ -54,9 +51,7 @@ def measure(args, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--step", choices=BLOCKS, default="dense")
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -65,7 +60,8 @@ def main():
     parser.add_argument("--method", choices=("plain", "cached"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.method:
-        return work(args)
+        with tempfile.TemporaryDirectory() as folder:
+            return measure(args, Path(folder))
     print(f"{describe_machine()}\nstep '{args.step}', {args.images} {PICTURES}")
     flags = ("--step", args.step, "--images", args.images, "--epochs", args.epochs)
     flags += ("--batch-size", args.batch_size)
@@ -75,9 +71,8 @@ def main():
         for key in ("filling", "first", "later"):
             print(f"  {name:8}{key:10}{spread([f[key] for f in figures])}")
     plain = np.median([figures["later"] for figures in found["plain"]])
-    filling, later = (
-        np.median([figures[key] for figures in found["cached"]]) for key in ("filling", "later")
-    )
+    filling = np.median([figures["filling"] for figures in found["cached"]])
+    later = np.median([figures["later"] for figures in found["cached"]])
     print(f"\n  20 epochs, the pass included: {20 * plain / (filling + 20 * later):.1f} times as fast")
     print(f"  a later epoch: {plain / later:.1f} times as fast")
     return None

@@ -17,8 +17,12 @@ from pathlib import Path
 import numpy as np
 from measure import PICTURES, alternate, describe_machine, peak_memory, pictures, report, run_worker, spread
 
+from transfer.flags import script_parser
+
 GFLOP = 30.9
 METHODS = ("plain", "ours", "ours-bfloat16", "torch", "torch-bfloat16", "matmul")
+RATIOS = [("ours", other) for other in ("plain", "matmul", "torch")]
+RATIOS += [("ours-bfloat16", other) for other in ("plain", "torch-bfloat16")]
 WITH_XLA = ("ours-xla", "ours-xla-bfloat16")  # slower on a CPU, so not ours
 
 
@@ -152,24 +156,17 @@ def compare_features(args, methods):
         print(f"  {method}: {difference:.1e} of the norm of plain Keras' features")
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main():
+    parser = script_parser(__doc__)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--methods", default=",".join(METHODS), help=f"also {', '.join(WITH_XLA)} (default: %(default)s)"
-    )
+    text = f"also {', '.join(WITH_XLA)} (default: %(default)s)"
+    parser.add_argument("--methods", default=",".join(METHODS), help=text)
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
     parser.add_argument("--method", choices=METHODS + WITH_XLA, help=argparse.SUPPRESS)
     parser.add_argument("--save", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def main():
-    args = parse_args()
+    args = parser.parse_args()
     if args.method:
         return work(args)
     print(f"{describe_machine()}\n{args.images} {PICTURES}, batches of {args.batch_size}")
@@ -188,13 +185,7 @@ def main():
         from_files = "-" if name == "matmul" else spread([f["from_files"] for f in found[name]])
         print(f"{name:20}{spread(values):48}{from_files:28}{max(f['peak_MB'] for f in found[name]):.0f}")
     print("\nRatios of medians")
-    for one, other in (
-        ("ours", "plain"),
-        ("ours-bfloat16", "plain"),
-        ("ours", "matmul"),
-        ("ours", "torch"),
-        ("ours-bfloat16", "torch-bfloat16"),
-    ):
+    for one, other in RATIOS:
         if one in rates and other in rates:
             print(f"  {one} / {other}: {np.median(rates[one]) / np.median(rates[other]):.2f}")
     if "plain" not in rates:

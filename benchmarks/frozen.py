@@ -9,7 +9,6 @@ pictures scaled to 0..1 instead of VGG16's own preprocessing. Then the study's f
 classifier fitted on so many training pictures of each class (three draws), on the test split.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ import common  # noqa: E402, Keras first
 from common import keras
 from transfer import features
 from transfer.data import load_dataset
+from transfer.flags import script_parser
 from transfer.images import load_images
 from transfer.store import read_json
 from transfer.study import SPLITS
@@ -127,8 +127,7 @@ def print_counts(name, x, y, counts):
 
 
 def main():
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser = script_parser(__doc__)
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
     parser.add_argument("--sizes", type=int, nargs="+", default=[224], help="default: 224")
     parser.add_argument("--scaled", action="store_true", help="the 0..1 pictures as well")

@@ -25,6 +25,8 @@ from unittest import mock
 import numpy as np
 from measure import describe_machine, fit_begins
 
+from transfer.flags import script_parser
+
 CLASSES, RATE, PLAIN = 29, 1e-5, "plain"
 TASKS = ("extraction", "dense", "unfrozen", "augmented")
 PRECISIONS = ("float32", "bfloat16")
@@ -217,8 +219,7 @@ def work(args):
 
 
 def main():
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser = script_parser(__doc__)
     backends = {"nargs": "+", "default": ["jax"], "help": "default: jax"}
     parser.add_argument("--backends", choices=("tensorflow", "jax", "torch"), **backends)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: all")

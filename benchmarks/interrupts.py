@@ -9,7 +9,6 @@ the metrics, the history, the weights and the features must be those of the unin
 It runs on a small demo dataset in a temporary folder; about 15 seconds a kill on two cores.
 """
 
-import argparse
 import collections
 import csv
 import io
@@ -24,10 +23,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from measure import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from transfer.demo import write_demo  # noqa: E402
+from transfer.demo import write_demo
+from transfer.flags import script_parser
 
 KILLS_A_RUN = 4
 FAST = ("--image-size", "32", "--epochs", "3", "--fine-tune-epochs", "2")
@@ -43,13 +42,8 @@ def run(command, folder, seconds=None):
     """Run a script in `folder`; kill it `seconds` after its start-up. Returns (killed, start-up, s)."""
     begin = time.monotonic()
     script, *flags = command
-    process = subprocess.Popen(
-        [sys.executable, "-u", str(ROOT / script), *flags],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen([sys.executable, "-u", ROOT / script, *flags], cwd=folder, **piped)
     for line in process.stdout:  # the configuration is printed when all imports are done
         if "resolved configuration" in line:
             break
@@ -102,10 +96,8 @@ def content(folder):
             weights.visititems(take)
         elif path.suffix == ".skops":
             with zipfile.ZipFile(path) as archive:
-                members = [
-                    archive.read(info) for info in archive.infolist() if info.filename.endswith("npy")
-                ]
-            found[name] = b"".join(sorted(members))
+                arrays = [info for info in archive.infolist() if info.filename.endswith("npy")]
+                found[name] = b"".join(sorted(map(archive.read, arrays)))
     return found
 
 
@@ -129,27 +121,20 @@ def kill_run(command, folder, seconds):
     for _ in range(KILLS_A_RUN):
         killed, *_ = run(command, folder, random.uniform(0, seconds * 0.6))
         check_whole(folder)
-        if not killed:
-            break
-        fell.append(phase(folder))
-    if not list(folder.glob("runs/*/metrics.json")):
-        run(command, folder)
+        fell += [phase(folder)] * killed
+        if list(folder.glob("runs/*/metrics.json")):  # a kill may fall after the end; again is a new run
+            return fell
+    run(command, folder)
     check_whole(folder)
     return fell
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main():
+    parser = script_parser(__doc__)
     parser.add_argument("--kills", type=int, default=100, help="in all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--commands", default=",".join(COMMANDS), help="default: %(default)s")
-    return parser.parse_args()
-
-
-def main():
-    args = parse_args()
+    args = parser.parse_args()
     random.seed(args.seed)
     names = args.commands.split(",")
     with tempfile.TemporaryDirectory() as work:
@@ -186,7 +171,6 @@ def main():
     print(f"\n{kills} kills in {runs} runs, nothing lost. Where they fell:")
     for moment, count in sorted(moments.items()):
         print(f"  {count:4d}  {moment}")
-    print(f"Python {sys.version.split()[0]}, NumPy {np.__version__}")
 
 
 if __name__ == "__main__":

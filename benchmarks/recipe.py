@@ -6,19 +6,25 @@
 
 Every row is one command from the same start, and its accuracy on the test split, a network's at the epoch
 with the best validation accuracy. Differences are to the same seed of the first row, in points, with their
-standard error and the p of a paired t-test. Interrupted, the same command resumes.
+standard error and the p of a paired t-test. Interrupted, the same command resumes. --plot draws the means
+beside the study's, each with the 95% interval that the number of test pictures leaves (Wilson).
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 from measure import ROOT, describe_machine
 from scipy.stats import ttest_rel
 
-from transfer.store import read_json  # noqa: E402
+import common  # noqa: F401, Keras first
+from transfer.flags import script_parser
+from transfer.plots import new_figure, save_figure
+from transfer.report import wilson
+from transfer.store import read_json
+from transfer.study import VAL_ACCURACY
 
 ROWS = {
     "strong": "finetune.py --recipe strong",
@@ -33,40 +39,60 @@ ROWS = {
     "head-iii": "finetune.py --head iii",
     "study": "finetune.py --head iii --unfreeze stepped",
 }
+STUDY = {"head-i": "head i", "head-ii": "head ii", "head-iii": "head iii"}  # what it calls them
+STUDY |= {"forest": "forest, all layers, leaf 2", "study": "stepwise, no augmentation"}
 
 
-def call(script, *flags):
-    """Run a script of the repository; its output is shown where it fails alone."""
-    command = [sys.executable, str(ROOT / script), *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
-
-
-def test_accuracy(run, script, *flags):
-    """Accuracy in percent on the test split of the run in `run`, made first where it is not there."""
+def tested(run, script, *flags):
+    """Accuracy in percent on the test split of the run in `run`, made first where it is not there, and how
+    many images that has."""
     report = run / "test" / "metrics.json"
-    if not report.exists():
-        if not (run / "metrics.json").exists():
-            call(script, *flags, "--out", run)
-        call("test_model.py", "--run", run)
-    return 100 * read_json(report)["accuracy"]
+    commands = {
+        run / "metrics.json": (script, *flags, "--out", run),
+        report: ("test_model.py", "--run", run),
+    }
+    for made, (script, *flags) in commands.items():
+        if not made.exists():
+            command = [sys.executable, str(ROOT / script), *map(str, flags)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
+    figures = read_json(report)
+    return 100 * figures["accuracy"], figures["images"]
+
+
+def plot_rows(figures, images, path):
+    """Draw the mean of each row on each set beside the study's. figures: {(set, row): percents, one a
+    seed}. images: {set: how many its test split has}."""
+    rows = [row for row in dict.fromkeys((*STUDY, *ROWS)) if (next(iter(images)), row) in figures]
+    width, figure, at = 0.8 / (1 + len(images)), new_figure(9, 3.6), np.arange(len(rows))
+    axes = figure.subplots()
+    study = [VAL_ACCURACY.get(STUDY.get(row), np.nan) for row in rows]
+    axes.bar(at, study, width, color="lightgrey", label="the study: MAMe, validation")
+    for number, (name, count) in enumerate(images.items(), 1):
+        heights = np.array([mean(figures[name, row]) for row in rows])
+        low, high = np.transpose([wilson(height / 100, count) for height in heights]) * 100
+        ends = {"yerr": (heights - low, high - heights), "error_kw": {"linewidth": 1}, "capsize": 2}
+        axes.bar(at + number * width, heights, width, label=f"ours: {name}, test", **ends)
+    axes.set_xticks(at + width * len(images) / 2, rows)
+    axes.set(ylim=(0, 100), ylabel="accuracy in percent")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    save_figure(figure, path, None)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
     parser.add_argument("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
     parser.add_argument("--image-size", type=int, default=224, help="default: %(default)s")
     parser.add_argument("--precision", default="bfloat16", help="default: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the means as PNG")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="default: %(default)s")
     args = parser.parse_args()
     print(describe_machine(), flush=True)
-    figures = {}
+    figures, images = {}, {}
     for data in args.data:
         name = Path(data).name
         for seed in args.seeds:
@@ -74,7 +100,7 @@ def main():
             shared += ("--image-size", args.image_size, "--precision", args.precision)
             for row in args.rows:
                 run = args.out / f"{name}-{row}-seed-{seed}"
-                found = test_accuracy(run, *ROWS[row].split(), *shared)
+                found, images[name] = tested(run, *ROWS[row].split(), *shared)
                 figures.setdefault((name, row), []).append(found)
                 print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
     print(f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row")
@@ -85,6 +111,9 @@ def main():
             error += f" (p {ttest_rel(found, figures[name, args.rows[0]]).pvalue:.2f})"
         shown = " ".join(f"{value:6.2f}" for value in found)
         print(f"  {name:<12}{row:<12}{shown}  {mean(found):6.2f}  {mean(differences):+.2f}{error}")
+    if args.plot:
+        plot_rows(figures, images, args.plot)
+        print(f"Drawn: {args.plot}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 python benchmarks/vgg16_imagenet.py        -> data/vgg16-imagenet.h5
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -12,13 +11,13 @@ import h5py
 import numpy as np
 from measure import REAL
 
+from transfer.flags import script_parser
+
 STORED = REAL / "vgg16_imagenet.npz"
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--out", default="data/vgg16-imagenet.h5", help="default: %(default)s")
     args = parser.parse_args()
     if not STORED.is_file():
