@@ -32,7 +32,6 @@ ROWS = {
     "rate-1e-4": "finetune.py --recipe strong --fine-tune-learning-rate 1e-4",
     "rate-1e-5": "finetune.py --recipe strong --fine-tune-learning-rate 1e-5",
     "shorter": "finetune.py --recipe strong --fine-tune-epochs 6",
-    "head-layers": "finetune.py --recipe strong --unfreeze none",
     "linear": "random_forest.py --classifier linear",
     "forest": "random_forest.py --leaf 2 --trees 50",
     "head-i": "finetune.py --head i",
