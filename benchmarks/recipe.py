@@ -61,7 +61,7 @@ def tested(run, script, *flags):
     return 100 * figures["accuracy"], figures["images"]
 
 
-def plot_rows(figures, images, path):
+def plot_rows(figures, images, title, path):
     """Draw the mean of each row on each set beside the study's. figures: {(set, row): percents, one a
     seed}. images: {set: how many its test split has}."""
     rows = [row for row in dict.fromkeys((*STUDY, *ROWS)) if (next(iter(images)), row) in figures]
@@ -75,7 +75,7 @@ def plot_rows(figures, images, path):
         ends = {"yerr": (heights - low, high - heights), "error_kw": {"linewidth": 1}, "capsize": 2}
         axes.bar(at + number * width, heights, width, label=f"ours: {name}, test", **ends)
     axes.set_xticks(at + width * len(images) / 2, rows)
-    axes.set(ylim=(0, 100), ylabel="accuracy in percent")
+    axes.set(ylim=(0, 100), ylabel="accuracy in percent", xlabel=title)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     save_figure(figure, path, None)
 
@@ -112,7 +112,9 @@ def main():
         shown = " ".join(f"{value:6.2f}" for value in found)
         print(f"  {name:<12}{row:<12}{shown}  {mean(found):6.2f}  {mean(differences):+.2f}{error}")
     if args.plot:
-        plot_rows(figures, images, args.plot)
+        seeds = ", ".join(map(str, args.seeds))
+        title = f"pictures of {args.image_size} pixels a side; means of seeds {seeds}; 95% intervals"
+        plot_rows(figures, images, title, args.plot)
         print(f"Drawn: {args.plot}")
 
 
