@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 from unittest import mock
 
@@ -20,17 +21,11 @@ PICTURES = "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of nois
 
 def describe_machine():
     """One line on the processor, its cores and the packages."""
-    from importlib.metadata import PackageNotFoundError, version
-
     names = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
     processor = f"{len(names)} cores of {names[0].split(':')[1].strip()}" if names else platform.machine()
-    found = []
-    for package in ("keras", "tensorflow", "jax", "torch", "scikit-learn"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return f"{processor}; {', '.join(found)}"
+    packages = ("keras", "tensorflow", "jax", "torch", "scikit-learn")
+    found = {distribution.name: distribution.version for distribution in distributions()}
+    return f"{processor}; {', '.join(f'{name} {found[name]}' for name in packages if name in found)}"
 
 
 def pictures(count, folder, image_size=224):

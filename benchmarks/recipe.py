@@ -99,7 +99,7 @@ def main():
             shared = ("--data", data, "--weights", args.weights, "--seed", seed)
             shared += ("--image-size", args.image_size, "--precision", args.precision)
             for row in args.rows:
-                run = args.out / f"{name}-{row}-seed-{seed}"
+                run = args.out / f"{name}-{args.image_size}-{args.precision}-{row}-seed-{seed}"
                 found, images[name] = tested(run, *ROWS[row].split(), *shared)
                 figures.setdefault((name, row), []).append(found)
                 print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
