@@ -70,9 +70,8 @@ def main():
     for name, figures in found.items():
         for key in ("filling", "first", "later"):
             print(f"  {name:8}{key:10}{spread([f[key] for f in figures])}")
-    plain = np.median([figures["later"] for figures in found["plain"]])
-    filling = np.median([figures["filling"] for figures in found["cached"]])
-    later = np.median([figures["later"] for figures in found["cached"]])
+    medians = (("plain", "later"), ("cached", "filling"), ("cached", "later"))
+    plain, filling, later = (np.median([f[key] for f in found[name]]) for name, key in medians)
     print(f"\n  20 epochs, the pass included: {20 * plain / (filling + 20 * later):.1f} times as fast")
     print(f"  a later epoch: {plain / later:.1f} times as fast")
     return None

@@ -19,10 +19,7 @@ import numpy as np
 from measure import ROOT, describe_machine
 from scipy.stats import ttest_rel
 
-import common  # noqa: F401, Keras first
 from transfer.flags import script_parser
-from transfer.plots import new_figure, save_figure
-from transfer.report import wilson
 from transfer.store import read_json
 from transfer.study import VAL_ACCURACY
 
@@ -47,13 +44,11 @@ def tested(run, script, *flags):
     """Accuracy in percent on the test split of the run in `run`, made first where it is not there, and how
     many images that has."""
     report = run / "test" / "metrics.json"
-    commands = {
-        run / "metrics.json": (script, *flags, "--out", run),
-        report: ("test_model.py", "--run", run),
-    }
-    for made, (script, *flags) in commands.items():
+    commands = {run / "metrics.json": (ROOT / script, *flags, "--out", run)}
+    commands[report] = ROOT / "test_model.py", "--run", run
+    for made, command in commands.items():
         if not made.exists():
-            command = [sys.executable, str(ROOT / script), *map(str, flags)]
+            command = [sys.executable, *map(str, command)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
@@ -64,7 +59,12 @@ def tested(run, script, *flags):
 def plot_rows(figures, images, title, path):
     """Draw the mean of each row on each set beside the study's. figures: {(set, row): percents, one a
     seed}. images: {set: how many its test split has}."""
-    rows = [row for row in dict.fromkeys((*STUDY, *ROWS)) if (next(iter(images)), row) in figures]
+    import common  # noqa: F401, Keras first, without its start-up lines
+    from transfer.plots import new_figure, save_figure
+    from transfer.report import wilson
+
+    measured = {row for _, row in figures}
+    rows = [row for row in dict.fromkeys((*STUDY, *ROWS)) if row in measured]  # the study's come first
     width, figure, at = 0.8 / (1 + len(images)), new_figure(9, 3.6), np.arange(len(rows))
     axes = figure.subplots()
     study = [VAL_ACCURACY.get(STUDY.get(row), np.nan) for row in rows]
