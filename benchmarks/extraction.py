@@ -23,7 +23,6 @@ GFLOP = 30.9
 METHODS = ("plain", "ours", "ours-bfloat16", "torch", "torch-bfloat16", "matmul")
 RATIOS = [("ours", other) for other in ("plain", "matmul", "torch")]
 RATIOS += [("ours-bfloat16", other) for other in ("plain", "torch-bfloat16")]
-WITH_XLA = ("ours-xla", "ours-xla-bfloat16")  # slower on a CPU, so not ours
 
 
 def keras_network():
@@ -35,7 +34,7 @@ def keras_network():
     return common, model
 
 
-def measure_matmul(_):
+def measure_matmul(*_):
     from common import ops
 
     a = np.random.default_rng(0).normal(size=(4096, 4096)).astype("float32")
@@ -50,15 +49,12 @@ def measure_matmul(_):
     return max(rates) / GFLOP, None
 
 
-def extract_ours(images, batch_size, precision, xla):
+def extract_ours(images, batch_size, precision):
     from transfer import features, network
 
     common, model = keras_network()
     model = network.with_precision(model, precision)
     pooled, _ = common.pooled_model(model, common.feature_layers(model, "all"))
-    if xla:
-        pooled.compile(jit_compile=True)
-        return by_batches(lambda *rows: pooled.predict_on_batch(images[slice(*rows)]), batch_size)
     folder = tempfile.TemporaryDirectory()
 
     def extract(count):
@@ -119,7 +115,7 @@ def measure_features(method, images, batch_size):
         extract = extract_plain(images, batch_size)
     else:
         precision = "bfloat16" if method.endswith("bfloat16") else "float32"
-        extract = extract_ours(images, batch_size, precision, "xla" in method)
+        extract = extract_ours(images, batch_size, precision)
     first = np.array(extract(batch_size))  # warms up and traces
     start = time.perf_counter()
     extract(len(images))
@@ -128,17 +124,11 @@ def measure_features(method, images, batch_size):
 
 def work(args):
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        images = pictures(args.images, folder)
-        decoding = time.perf_counter() - start
-        if args.method == "matmul":
-            rate, first = measure_matmul(images)
-        else:
-            rate, first = measure_features(args.method, images, args.batch_size)
+        measure = measure_matmul if args.method == "matmul" else measure_features
+        rate, first = measure(args.method, pictures(args.images, folder), args.batch_size)
     if args.save and first is not None:
         np.save(args.save, first)
-    from_files = args.images / (decoding + args.images / rate)  # decoded on one thread, once
-    report(images_per_second=rate, from_files=from_files, peak_MB=peak_memory())
+    report(images_per_second=rate, peak_MB=peak_memory())
 
 
 def compare_features(args, methods):
@@ -161,10 +151,9 @@ def main():
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    text = f"also {', '.join(WITH_XLA)} (default: %(default)s)"
-    parser.add_argument("--methods", default=",".join(METHODS), help=text)
+    parser.add_argument("--methods", default=",".join(METHODS), help="default: %(default)s")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
-    parser.add_argument("--method", choices=METHODS + WITH_XLA, help=argparse.SUPPRESS)
+    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--save", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.method:
@@ -179,19 +168,16 @@ def main():
     flags = {m: ("--method", m, "--images", args.images, "--batch-size", args.batch_size) for m in methods}
     found = alternate(__file__, flags, args.rounds)
     rates = {name: [f["images_per_second"] for f in figures] for name, figures in found.items()}
-    titles = ("images a second: median (minimum to maximum)", "JPEG files decoded first", "peak memory, MB")
-    print(f"\n{'':20}{titles[0]:48}{titles[1]:28}{titles[2]}")
+    print(f"\n{'':20}{'images a second: median (minimum to maximum)':48}peak memory, MB")
     for name, values in rates.items():
-        from_files = "-" if name == "matmul" else spread([f["from_files"] for f in found[name]])
-        print(f"{name:20}{spread(values):48}{from_files:28}{max(f['peak_MB'] for f in found[name]):.0f}")
+        print(f"{name:20}{spread(values):48}{max(f['peak_MB'] for f in found[name]):.0f}")
     print("\nRatios of medians")
     for one, other in RATIOS:
         if one in rates and other in rates:
             print(f"  {one} / {other}: {np.median(rates[one]) / np.median(rates[other]):.2f}")
-    if "plain" not in rates:
-        return None
-    print("\nEqual features")
-    compare_features(args, [name for name in rates if name != "matmul"])
+    if "plain" in rates:
+        print("\nEqual features")
+        compare_features(args, [name for name in rates if name != "matmul"])
     return None
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from measure import ROOT, describe_machine
+from measure import ROOT, describe_machine, few_of_each
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
@@ -116,11 +116,10 @@ def print_rows(name, rows, y):
 
 def print_counts(name, x, y, counts):
     """Test accuracy of the linear classifier by the number of training pictures of each class."""
-    for count in (*COUNTS, None):
+    for count in (*COUNTS, 0):
         found, test = [], counts[0] + counts[1]  # its first row: before it come train and val
         for draw in range(DRAWS if count else 1):
-            order = np.random.default_rng(draw).permutation(counts[0])
-            rows = np.concatenate([order[y[order] == label][:count] for label in np.unique(y)])
+            rows = few_of_each(y[: counts[0]], count, draw)
             found.append(100 * linear().fit(x[rows], y[rows]).score(x[test:], y[test:]))
         spread = f" +- {np.std(found, ddof=1) / len(found) ** 0.5:.1f}" if len(found) > 1 else ""
         print(f"  {name:<12}linear, {count or 'all'} a class: {np.mean(found):.1f}{spread}", flush=True)

@@ -39,24 +39,23 @@ COMMANDS = {
 
 
 def run(command, folder, seconds=None):
-    """Run a script in `folder`; kill it `seconds` after its start-up. Returns (killed, start-up, s)."""
-    begin = time.monotonic()
+    """Run a script in `folder`; kill it `seconds` after its start-up. Returns (killed, s after that)."""
     script, *flags = command
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     process = subprocess.Popen([sys.executable, "-u", ROOT / script, *flags], cwd=folder, **piped)
     for line in process.stdout:  # the configuration is printed when all imports are done
         if "resolved configuration" in line:
             break
-    startup = time.monotonic() - begin
+    begin = time.monotonic()
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return True, startup, seconds
+        return True, seconds
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed in {folder}:\n{output}")
-    return False, startup, time.monotonic() - begin - startup
+    return False, time.monotonic() - begin
 
 
 def check_whole(folder):
@@ -119,7 +118,7 @@ def kill_run(command, folder, seconds):
     each kill."""
     fell = []
     for _ in range(KILLS_A_RUN):
-        killed, *_ = run(command, folder, random.uniform(0, seconds * 0.6))
+        killed, _ = run(command, folder, random.uniform(0, seconds * 0.6))
         check_whole(folder)
         fell += [phase(folder)] * killed
         if list(folder.glob("runs/*/metrics.json")):  # a kill may fall after the end; again is a new run
@@ -145,7 +144,7 @@ def main():
             folder = work / name
             shutil.copytree(work / "data", folder / "data")
             command = (*COMMANDS[name], "--data", "data/demo")
-            _, _, seconds[name] = run(command, folder)
+            _, seconds[name] = run(command, folder)
             expected[name] = content(folder)
             print(f"{name}: {seconds[name]:.1f} s uninterrupted, {len(expected[name])} results", flush=True)
         kills, moments, runs = 0, collections.Counter(), 0

@@ -51,6 +51,12 @@ def pictures(count, folder, image_size=224):
     return make_array(file, decoded, 1)
 
 
+def few_of_each(labels, count, seed):
+    """Rows of `count` random ones of each class in `labels`, of all of them where `count` is 0."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return np.concatenate([order[labels[order] == label][: count or None] for label in np.unique(labels)])
+
+
 def fit_begins(moments):
     """A context in which the moment when `train.train_step` has its inputs and fits is added to a list."""
     import common

@@ -3,25 +3,29 @@
     python benchmarks/vgg16_imagenet.py
     python benchmarks/recipe.py --data ../shared/real/trashnet ../shared/real/rijks
     python benchmarks/recipe.py --data DIR --rows linear forest head-i --image-size 128 --precision float32
+    python benchmarks/recipe.py --data DIR --rows linear strong --per-class 10 30
 
 Every row is one command from the same start, and its accuracy on the test split, a network's at the epoch
 with the best validation accuracy. Differences are to the same seed of the first row, in points, with their
 standard error and the p of a paired t-test. Interrupted, the same command resumes. --plot draws the means
-beside the study's, each with the 95% interval that the number of test pictures leaves (Wilson).
+beside the study's, each with the 95% interval that the number of test pictures leaves (Wilson). --per-class
+has so many training pictures of each class drawn by the seed; validation and test stay whole.
 """
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-from measure import ROOT, describe_machine
+from measure import ROOT, describe_machine, few_of_each
 from scipy.stats import ttest_rel
 
+from transfer.data import load_dataset
 from transfer.flags import script_parser
 from transfer.store import read_json
-from transfer.study import VAL_ACCURACY
+from transfer.study import SPLITS, VAL_ACCURACY
 
 ROWS = {
     "strong": "finetune.py --recipe strong",
@@ -38,6 +42,18 @@ ROWS = {
 }
 STUDY = {"head-i": "head i", "head-ii": "head ii", "head-iii": "head iii"}  # what it calls them
 STUDY |= {"forest": "forest, all layers, leaf 2", "study": "stepwise, no augmentation"}
+
+
+def fewer_pictures(data, count, seed):
+    """A folder of links to the pictures in `data`, of its training split `count` of each class."""
+    folder = Path("data/fewer") / f"{Path(data).name}-{count}-seed-{seed}"
+    splits = load_dataset(data).splits
+    train, val, test = (splits[split].files for split in SPLITS)
+    for file in (*train[few_of_each(splits["train"].labels, count, seed)], *val, *test):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / file).exists():
+            (folder / file).symlink_to((Path(data) / file).resolve())
+    return folder
 
 
 def tested(run, script, *flags):
@@ -87,16 +103,18 @@ def main():
     parser.add_argument("--image-size", type=int, default=224, help="default: %(default)s")
     parser.add_argument("--precision", default="bfloat16", help="default: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW")
+    parser.add_argument("--per-class", type=int, nargs="+", default=[0], metavar="N", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the means as PNG")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="default: %(default)s")
     args = parser.parse_args()
     print(describe_machine(), flush=True)
     figures, images = {}, {}
-    for data in args.data:
-        name = Path(data).name
+    for data, count in product(args.data, args.per_class):
+        name = Path(data).name + (f"-{count}" if count else "")
         for seed in args.seeds:
-            shared = ("--data", data, "--weights", args.weights, "--seed", seed)
+            folder = fewer_pictures(data, count, seed) if count else data
+            shared = ("--data", folder, "--weights", args.weights, "--seed", seed)
             shared += ("--image-size", args.image_size, "--precision", args.precision)
             for row in args.rows:
                 run = args.out / f"{name}-{args.image_size}-{args.precision}-{row}-seed-{seed}"

@@ -100,6 +100,19 @@ def test_training_on_cached_activations_equals_the_uncached_run(
             np.testing.assert_allclose(ours, theirs, atol=3e-4)
 
 
+def test_a_short_step_gives_batch_normalisation_the_statistics_of_its_images(tiny, tmp_path, narrow):
+    """Of its first averages, zeros and ones, a few updates at Keras' momentum would leave nearly all."""
+    model, dataset = make(tiny, tmp_path, head="layers")
+    features = keras.Model(model.input, model.get_layer("features").output)
+    expected = features.predict(dataset.splits["train"].images, verbose=0)
+    train(model, step(), dataset, tmp_path / "run")
+    layer = model.get_layer("batch_normalization")
+    mean, spread = expected.mean(0), expected.std(0)
+    used = spread > 1e-3
+    assert np.median(np.abs(layer.moving_mean - mean)[used] / spread[used]) < 0.5
+    assert layer.momentum == 0.99  # what is saved is Keras' own
+
+
 def test_the_layer_wise_head_sees_what_changes_in_any_block(tiny, tmp_path, narrow):
     """Its frozen blocks give something to the head beside what they give to the next block."""
     model, dataset = make(tiny, tmp_path / "images", head="layers")

@@ -127,7 +127,9 @@ def train_step(model, step, dataset, cache, resume):
     if step.balanced:
         counts = np.bincount(labels["train"], minlength=len(dataset.labels))
         train.class_weights = (counts.sum() / len(counts) / counts).astype("float32")
-    synchronise(model, share.whole_batches and share.replicas > 1)
+    # of its first averages, zeros and ones, Keras' 0.99 keeps most through ten epochs of a hundred images
+    momentum = min(0.99, 0.02 ** (1 / (len(train) * step.epochs)))  # at most 2%
+    set_normalisation(model, momentum, share.whole_batches and share.replicas > 1)
     compile_step(trained, step, len(train), share)
     resume.load(model, trained, resume.last)
     stopping, checkpoint = common.training_callbacks(done, resume.read_best())
@@ -145,7 +147,7 @@ def train_step(model, step, dataset, cache, resume):
         settings["shuffle"] = False  # `Batches` shuffles by seed and epoch; Keras would on top
         trained.fit(train, validation_data=val, callbacks=callbacks, **settings)
     trained.set_weights(checkpoint.weights)
-    synchronise(model, False)
+    set_normalisation(model)
 
 
 def trained_part(model, step, dataset, cache, resume):
@@ -185,11 +187,12 @@ def compile_step(model, step, updates, share):
     model.optimizer.build(model.trainable_variables)
 
 
-def synchronise(model, over_devices):
-    """Have batch normalisation take the whole batch's statistics on TensorFlow, as JAX always does."""
+def set_normalisation(model, momentum=0.99, over_devices=False):
+    """Set up batch normalisation. over_devices: on TensorFlow take the whole batch's statistics, as JAX
+    always does."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = over_devices
+            layer.momentum, layer.synchronized = momentum, over_devices
 
 
 @dataclass
