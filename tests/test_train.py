@@ -105,7 +105,7 @@ def test_a_short_step_gives_batch_normalisation_the_statistics_of_its_images(tin
     model, dataset = make(tiny, tmp_path, head="layers")
     features = keras.Model(model.input, model.get_layer("features").output)
     expected = features.predict(dataset.splits["train"].images, verbose=0)
-    train(model, step(), dataset, tmp_path / "run")
+    train(model, step(schedule="cosine"), dataset, tmp_path / "run")
     layer = model.get_layer("batch_normalization")
     mean, spread = expected.mean(0), expected.std(0)
     used = spread > 1e-3

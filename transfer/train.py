@@ -127,8 +127,9 @@ def train_step(model, step, dataset, cache, resume):
     if step.balanced:
         counts = np.bincount(labels["train"], minlength=len(dataset.labels))
         train.class_weights = (counts.sum() / len(counts) / counts).astype("float32")
-    # of its first averages, zeros and ones, Keras' 0.99 keeps most through ten epochs of a hundred images
-    momentum = min(0.99, 0.02 ** (1 / (len(train) * step.epochs)))  # at most 2%
+    momentum = 0.99  # Keras' own; it keeps most of the first averages, 0 and 1, in ten epochs of 100 images
+    if step.schedule == "cosine":  # of known length: 2% at most are left at its end
+        momentum = min(momentum, 0.02 ** (1 / (len(train) * step.epochs)))
     set_normalisation(model, momentum, share.whole_batches and share.replicas > 1)
     compile_step(trained, step, len(train), share)
     resume.load(model, trained, resume.last)
