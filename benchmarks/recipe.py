@@ -45,7 +45,7 @@ STUDY |= {"forest": "forest, all layers, leaf 2", "study": "stepwise, no augment
 
 
 def fewer_pictures(data, count, seed):
-    """A folder of links to the pictures in `data`, of its training split `count` of each class."""
+    """A folder of links to the pictures in `data`/{train,val,test}, of train `count` of each class."""
     folder = Path("data/fewer") / f"{Path(data).name}-{count}-seed-{seed}"
     splits = load_dataset(data).splits
     train, val, test = (splits[split].files for split in SPLITS)
