@@ -235,7 +235,7 @@ def test_a_large_head_alone_is_compiled_by_xla_and_trains_the_same(tiny, tmp_pat
     parts = [common.split_model(model, "block5_pool")[1], common.augmented_model(model)]
     histories = []
     for most in (10**9, 1):
-        monkeypatch.setattr("transfer.train.LARGE_HEAD", most)
+        monkeypatch.setattr("transfer.train.LARGE", most)
         for part in parts:
             train_module.compile_step(part, step(), 2, common.Share())
         assert [part.jit_compile for part in parts] == [most == 1, False]
@@ -243,6 +243,25 @@ def test_a_large_head_alone_is_compiled_by_xla_and_trains_the_same(tiny, tmp_pat
         histories.append(train(fresh, step(epochs=3), dataset, tmp_path / str(most), tmp_path))
     for ours, theirs in zip(*histories):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_workers_draw_a_large_part_s_batches_and_change_nothing(
+    tiny, tmp_path, narrow, monkeypatch, augment
+):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the others have no thread that tunes the input")
+    drawn, histories, original = [], [], train_module.step_batches
+    monkeypatch.setattr(
+        train_module, "step_batches", lambda *given: drawn.append(original(*given)) or drawn[-1]
+    )
+    for most in (10**9, 1):
+        monkeypatch.setattr("transfer.train.LARGE", most)
+        model, dataset = make(tiny, tmp_path)
+        unfrozen = step(("block5",), epochs=3, augment=augment)
+        histories.append(train(model, unfrozen, dataset, tmp_path / str(most), tmp_path))
+    assert [batches.workers for pair in drawn for batches in pair] == [1, 1, 2, 2]
+    assert histories[0] == histories[1]
 
 
 def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys, monkeypatch):

@@ -27,7 +27,7 @@ from transfer.screen import percent, print_notice, print_table
 from transfer.study import AUGMENTATION, FIGURES, FINE_TUNING_ROWS, UNFREEZE, rows_of
 
 WARM_UP = 0.1  # share of a cosine schedule's updates in which the learning rate rises
-LARGE_HEAD = 2_000_000  # weights from which on XLA is worth its compiling on TensorFlow's CPU
+LARGE = 2_000_000  # weights from which an epoch takes seconds, and XLA is worth compiling a head for
 STEPS_AT_ONCE = 50  # that TensorFlow trains on a GPU between two looks at the loss: about a second
 FOLDER = "resume"  # in a run's folder
 MOST_OF_TIME = 0.05  # share of a training's time that may go into writing what it resumes from
@@ -119,14 +119,8 @@ def train_step(model, step, dataset, cache, resume):
     common.set_trainable(model, step.blocks)
     trained, inputs = trained_part(model, step, dataset, cache, resume)
     share, done = current_share(), resume.rows()
-    labels = {split: dataset.splits[split].labels for split in inputs}
-    augment, still = (AUGMENTATION, {}) if step.augment else (None, None)
-    train = common.Batches(inputs["train"], labels["train"], step.batch_size, step.seed, augment, share)
-    val = common.Batches(inputs["val"], labels["val"], step.batch_size, augment=still, share=share)
+    train, val = step_batches(step, trained, inputs, dataset)
     train.epoch = len(resume.history)
-    if step.balanced:
-        counts = np.bincount(labels["train"], minlength=len(dataset.labels))
-        train.class_weights = (counts.sum() / len(counts) / counts).astype("float32")
     momentum = 0.99  # Keras' own; it keeps most of the first averages, 0 and 1, in ten epochs of 100 images
     if step.schedule == "cosine":  # of known length: 2% at most are left at its end
         momentum = min(momentum, 0.02 ** (1 / (len(train) * step.epochs)))
@@ -149,6 +143,22 @@ def train_step(model, step, dataset, cache, resume):
         trained.fit(train, validation_data=val, callbacks=callbacks, **settings)
     trained.set_weights(checkpoint.weights)
     set_normalisation(model)
+
+
+def step_batches(step, trained, inputs, dataset):
+    """The Batches of train and of val on which the model `trained` goes through a Step."""
+    share, labels = current_share(), {split: dataset.splits[split].labels for split in inputs}
+    augment, still = (AUGMENTATION, {}) if step.augment else (None, None)
+    train = common.Batches(inputs["train"], labels["train"], step.batch_size, step.seed, augment, share)
+    val = common.Batches(inputs["val"], labels["val"], step.batch_size, augment=still, share=share)
+    if step.balanced:
+        counts = np.bincount(labels["train"], minlength=len(dataset.labels))
+        train.class_weights = (counts.sum() / len(counts) / counts).astype("float32")
+    # The thread by which TensorFlow tunes its input often sleeps on at the end of an epoch, for up to a
+    # minute. With workers Keras does without it, for 0.1 s a split, as long as a small head's epoch takes.
+    if keras.backend.backend() == "tensorflow" and trained.count_params() > LARGE:
+        train.workers = val.workers = 2
+    return train, val
 
 
 def trained_part(model, step, dataset, cache, resume):
@@ -180,7 +190,7 @@ def compile_step(model, step, updates, share):
     at_once = STEPS_AT_ONCE if alone and accelerators("tensorflow") else 1
     # and its CPU goes through Adam's state once for each operation, which XLA makes one
     dense = not any(isinstance(layer, keras.layers.Conv2D) for layer in all_layers(model))
-    large = alone and dense and model.count_params() > LARGE_HEAD
+    large = alone and dense and model.count_params() > LARGE
     settings = {"steps_per_execution": at_once, "jit_compile": True if large else "auto"}
     # where batches are filled up for several devices, what fills them has no weight
     settings["weighted_metrics" if share.replicas > 1 else "metrics"] = ["accuracy"]
