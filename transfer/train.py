@@ -118,9 +118,8 @@ def train_step(model, step, dataset, cache, resume):
     weights. resume: where every epoch is remembered; it may have epochs of this step behind it."""
     common.set_trainable(model, step.blocks)
     trained, inputs = trained_part(model, step, dataset, cache, resume)
-    share, done = current_share(), resume.rows()
     train, val = step_batches(step, trained, inputs, dataset)
-    train.epoch = len(resume.history)
+    train.epoch, share, done = len(resume.history), train.share, resume.rows()
     momentum = 0.99  # Keras' own; it keeps most of the first averages, 0 and 1, in ten epochs of 100 images
     if step.schedule == "cosine":  # of known length: 2% at most are left at its end
         momentum = min(momentum, 0.02 ** (1 / (len(train) * step.epochs)))
