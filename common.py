@@ -70,7 +70,7 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, inputs, labels, batch_size, seed=None, augment=None, share=Share()):  # noqa: B008
-        super().__init__(max_queue_size=2)  # batches that workers, where there are any, draw ahead
+        super().__init__()
         self.inputs, self.labels, self.batch_size = inputs, labels, batch_size
         self.seed, self.augment, self.share = seed, augment, share
         self.epoch, self.class_weights = 0, None

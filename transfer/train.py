@@ -156,7 +156,8 @@ def step_batches(step, trained, inputs, dataset):
     # The thread by which TensorFlow tunes its input often sleeps on at the end of an epoch, for up to a
     # minute. With workers Keras does without it, for 0.1 s a split, as long as a small head's epoch takes.
     if keras.backend.backend() == "tensorflow" and trained.count_params() > LARGE:
-        train.workers = val.workers = 2
+        for batches in (train, val):  # Keras would queue ten batches, of up to 25 MB each
+            batches.workers = batches.max_queue_size = 2
     return train, val
 
 
