@@ -5,55 +5,42 @@ A network of this project takes pictures as they are, RGB of 0 to 255; VGG16's p
 """
 
 import functools
-import logging
-import os
 import random
-from typing import NamedTuple
 
 import numpy as np
 
-from transfer.screen import BadInput, progress, without_startup_lines
-from transfer.study import AUGMENTATION, EARLY_STOPPING_PATIENCE, EMBEDDING_THRESHOLDS
+from transfer.backend import keras
+from transfer.console import BadInput, progress
+from transfer.devices import Share
+from transfer.recipes import EARLY_STOPPING_PATIENCE
+from transfer.study import AUGMENTATION, EMBEDDING_THRESHOLDS
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "data/cache/jax")  # the next process need not compile
-try:
-    with without_startup_lines():
-        import keras
-        from keras import layers, ops
-except (ImportError, ValueError) as error:  # of a backend that is not installed, or misspelt
-    advice = "install its backend, or set KERAS_BACKEND to tensorflow, jax or torch"
-    raise BadInput(f"Keras cannot be loaded ({error}); {advice}.") from None
-logging.getLogger("tensorflow").setLevel(logging.ERROR)  # of retracing, which is meant where it happens
+layers = keras.layers
+ops = keras.ops
 
 IMAGENET_MEAN = (103.939, 116.779, 123.68)  # BGR, as keras.applications.vgg16 subtracts it
 
 # Between block5_pool and the softmax. i, ii and iii are the study's (section "Fine-tuning"; "l2": with the
 # penalty). "fc" is VGG16's own top (Simonyan and Zisserman 2015, section 3.1), "gap" has global average
-# pooling instead. "layers" is ours: a softmax on every convolution's mean, a linear classifier at first.
+# pooling instead. "multilayer" is ours: a softmax on every convolution's mean, a linear classifier at first.
 HEADS = {
     "i": ("flatten", "dense 512", "dropout 0.2", "dense 512"),
     "ii": ("flatten", "batch_norm", "dense 512 l2", "dropout 0.3", "dense 512 l2"),
     "iii": ("flatten", "batch_norm", "dense 256 l2", "dropout 0.4", "dense 256 l2", "dense 256 l2"),
     "fc": ("flatten", "dense 4096", "dropout 0.5", "dense 4096", "dropout 0.5"),
     "gap": ("global_average_pooling",),
-    "layers": ("layers", "batch_norm"),
+    "multilayer": ("multilayer", "batch_norm"),
 }
-
-
-class Share(NamedTuple):
-    """What of each batch this process computes."""
-
-    replicas: int = 1  # devices of all processes together
-    processes: int = 1
-    process: int = 0  # 0 records the run
-    whole_batches: bool = False  # the engine takes this process' part out of them itself
 
 
 @functools.lru_cache(4)  # drawn once an epoch and not for each batch of it
 def order_of_rows(count, seed, epoch):
     """The order of `count` rows in an epoch, int64 (count,); as they are where `seed` is None."""
-    return np.arange(count) if seed is None else np.random.default_rng([seed, epoch]).permutation(count)
+    return (
+        np.arange(count)
+        if seed is None
+        else np.random.default_rng([seed, epoch]).permutation(count)
+    )
 
 
 class Batches(keras.utils.PyDataset):
@@ -93,14 +80,16 @@ class Batches(keras.utils.PyDataset):
         x, y = self.inputs[rows], self.labels[rows]
         if self.augment is not None:
             height, width = x.shape[1:3]
-            draws = [IN_PLACE] * len(rows)
+            draws = [IDENTITY] * len(rows)
             if self.augment:
                 rngs = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows]
-                draws = [draw_augmentation(rng, height, width, self.augment) for rng in rngs]
-            x = x, affine_maps(draws, height, width)
+                draws = [sample_augmentation(rng, height, width, self.augment) for rng in rngs]
+            x = x, affine_matrices(draws, height, width)
         if share.replicas == 1 and self.class_weights is None:
             return x, y
-        weights = np.ones(len(rows), "float32") if self.class_weights is None else self.class_weights[y]
+        weights = (
+            np.ones(len(rows), "float32") if self.class_weights is None else self.class_weights[y]
+        )
         if share.replicas == 1:
             return x, y, weights
         weights[count:] = 0  # those repeated count nothing
@@ -113,7 +102,7 @@ class Batches(keras.utils.PyDataset):
         return x, y[own], weights[own]
 
 
-def draw_augmentation(rng, height, width, ranges=AUGMENTATION):
+def sample_augmentation(rng, height, width, ranges=AUGMENTATION):
     """Parameters of one random transformation within `ranges`: a dict in ImageDataGenerator's terms. theta
     in degrees, tx and ty in pixels, zx and zy as factors, flip_horizontal."""
     zoom = ranges["zoom_range"]
@@ -127,13 +116,13 @@ def draw_augmentation(rng, height, width, ranges=AUGMENTATION):
     }
 
 
-# What `draw_augmentation` gives for an image that stays as it is.
-IN_PLACE = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": 0}
+# What `sample_augmentation` gives for an image that stays as it is.
+IDENTITY = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": 0}
 
 
-def affine_maps(draws, height, width):
+def affine_matrices(draws, height, width):
     """Rotation, shift and zoom about the centre, then the mirror, as one map from output to input pixels.
-    draws: dicts of `draw_augmentation`. Returns float32 (b, 6), as `move_pixels` takes them."""
+    draws: dicts of `sample_augmentation`. Returns float32 (b, 6), as `warp_affine` takes them."""
     draw = {key: np.array([draw[key] for draw in draws], "float64") for key in draws[0]}
     cos, sin = np.cos(np.deg2rad(draw["theta"])), np.sin(np.deg2rad(draw["theta"]))
     zero, one, mirrored = np.zeros(len(draws)), np.ones(len(draws)), draw["flip_horizontal"]
@@ -150,7 +139,7 @@ def affine_maps(draws, height, width):
     return maps[:, :2].reshape(-1, 6).astype("float32")
 
 
-def move_pixels(images, maps):
+def warp_affine(images, maps):
     """Each of images (b, h, w, channels) through its map, bilinear, the edges repeated; float32. maps:
     float32 (b, 6), from output to input: column = a0 x + a1 y + a2, row = a3 x + a4 y + a5. A gather, which
     XLA compiles on every backend; `keras.ops.image.affine_transform` it does not on TensorFlow."""
@@ -158,12 +147,17 @@ def move_pixels(images, maps):
     a = ops.reshape(maps, (-1, 6, 1, 1))
     x = ops.reshape(ops.arange(width, dtype="float32"), (1, 1, width))
     y = ops.reshape(ops.arange(height, dtype="float32"), (1, height, 1))
-    column, row = a[:, 0] * x + a[:, 1] * y + a[:, 2], a[:, 3] * x + a[:, 4] * y + a[:, 5]  # (b, h, w)
+    column, row = (
+        a[:, 0] * x + a[:, 1] * y + a[:, 2],
+        a[:, 3] * x + a[:, 4] * y + a[:, 5],
+    )  # (b, h, w)
     left, top = ops.floor(column), ops.floor(row)
     right_share, low_share = (column - left)[..., None], (row - top)[..., None]
     left, top = ops.cast(left, "int32"), ops.cast(top, "int32")
     pixels = ops.reshape(images, (-1, channels))  # of all images, one after the other
-    first = ops.reshape(ops.arange(ops.shape(images)[0], dtype="int32") * (height * width), (-1, 1, 1))
+    first = ops.reshape(
+        ops.arange(ops.shape(images)[0], dtype="int32") * (height * width), (-1, 1, 1)
+    )
 
     def neighbour(down, right):
         rows, columns = ops.clip(top + down, 0, height - 1), ops.clip(left + right, 0, width - 1)
@@ -174,18 +168,18 @@ def move_pixels(images, maps):
     return (1 - low_share) * upper + low_share * lower
 
 
-class MovePixels(layers.Layer):
-    """`move_pixels` as a layer of (images, maps)."""
+class AffineWarp(layers.Layer):
+    """`warp_affine` as a layer of (images, maps)."""
 
     def call(self, images, maps):
-        return move_pixels(images, maps)
+        return warp_affine(images, maps)
 
 
 def augmented_model(model):
     """`model`, with all its layers, on (uint8 images, maps) as `Batches` gives them with `augment`."""
     images = keras.Input(model.input.shape[1:], dtype="uint8", name="images")
     maps = keras.Input((6,), name="maps")
-    return keras.Model((images, maps), model(MovePixels(dtype="float32")(images, maps)))
+    return keras.Model((images, maps), model(AffineWarp(dtype="float32")(images, maps)))
 
 
 def build_model(image_size, classes, head, l2=0.01, seed=None, name="vgg16"):
@@ -202,8 +196,8 @@ def build_model(image_size, classes, head, l2=0.01, seed=None, name="vgg16"):
     base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=bgr)
     x, dense = base.output, 0
     for kind, *settings in map(str.split, HEADS[head]):
-        if kind == "layers":
-            x = pooled_model(base, convolutions(base))[0].output
+        if kind == "multilayer":
+            x = feature_extractor(base, convolutions(base))[0].output
         elif kind == "flatten":
             x = layers.Flatten(name="flatten")(x)
         elif kind == "global_average_pooling":
@@ -218,7 +212,9 @@ def build_model(image_size, classes, head, l2=0.01, seed=None, name="vgg16"):
         else:
             dense += 1
             penalty = keras.regularizers.L2(l2) if "l2" in settings else None
-            x = layers.Dense(int(settings[0]), "relu", kernel_regularizer=penalty, name=f"fc{dense}")(x)
+            x = layers.Dense(
+                int(settings[0]), "relu", kernel_regularizer=penalty, name=f"fc{dense}"
+            )(x)
     # a softmax in bfloat16 would have three digits
     x = layers.Dense(classes, activation="softmax", dtype="float32", name="predictions")(x)
     return keras.Model(images, x, name=name)
@@ -229,8 +225,8 @@ def convolutions(model):
     return [layer.name for layer in model.layers if isinstance(layer, layers.Conv2D)]
 
 
-def reads_every_layer(model):
-    """Whether the head of `model` takes something of every convolution (head "layers")."""
+def has_multilayer_head(model):
+    """Whether the head of `model` takes something of every convolution (head "multilayer")."""
     return any(layer.name == "features" for layer in model.layers)
 
 
@@ -264,8 +260,10 @@ class ResumedEarlyStopping(keras.callbacks.EarlyStopping):
     def on_epoch_end(self, epoch, logs=None):
         if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
             losses = f"loss {logs['loss']:g}, val_loss {logs['val_loss']:g}"
-            advice = "lower --learning-rate, or in an unfrozen step --fine-tune-learning-rate"
-            raise BadInput(f"The training diverged in epoch {epoch + 1} of this step ({losses}); {advice}.")
+            advice = "lower --learning-rate, or in an unfrozen stage --fine-tune-learning-rate"
+            raise BadInput(
+                f"The training diverged in epoch {epoch + 1} of this stage ({losses}); {advice}."
+            )
         super().on_epoch_end(epoch, logs)
 
 
@@ -288,7 +286,10 @@ def training_callbacks(done=(), weights=None):
     callback's state, but it follows from these."""
     stopping = ResumedEarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE)
     stopping.done = done
-    return [stopping, BestWeights(weights, max((row["val_accuracy"] for row in done), default=-np.inf))]
+    return [
+        stopping,
+        BestWeights(weights, max((row["val_accuracy"] for row in done), default=-np.inf)),
+    ]
 
 
 class ProgressLines(keras.callbacks.Callback):
@@ -310,13 +311,15 @@ class ProgressLines(keras.callbacks.Callback):
         self.bar.close()
 
 
-def feature_layers(model, wanted):
-    """Names of the layers of `model` that --layers names, first to last: see `select_layers`."""
+def layer_names(model, wanted):
+    """Names of the layers of `model` that --layers names, first to last: see `parse_layers`."""
     dense = [layer.name for layer in model.layers if isinstance(layer, layers.Dense)]
-    return select_layers(convolutions(model) + [name for name in dense if name != "predictions"], wanted)
+    return parse_layers(
+        convolutions(model) + [name for name in dense if name != "predictions"], wanted
+    )
 
 
-def select_layers(known, wanted):
+def parse_layers(known, wanted):
     """The names among `known` that --layers names: "all"; "conv", the convolutions; "last", the last one of
     each block; or names separated by commas. BadInput for an unknown name."""
     conv = [name for name in known if "_conv" in name]
@@ -332,7 +335,7 @@ def select_layers(known, wanted):
     return [name for name in known if name in names]
 
 
-def pooled_model(model, names):
+def feature_extractor(model, names):
     """A model that gives the features of all named layers in one pass. Each convolution's activation is
     averaged over its positions, dense layers are taken as they are (STUDY, "Feature extraction"). Returns
     (model with output float32 (b, n_features), {layer: [first column, column after its last]})."""

@@ -15,7 +15,7 @@ its positions, the dense layers as they are (STUDY, "Feature extraction").
 from pathlib import Path
 
 from transfer import flags
-from transfer.screen import print_configuration, print_notice, run_script
+from transfer.console import print_configuration, print_notice, run_script
 from transfer.study import SPLITS
 
 
@@ -35,22 +35,26 @@ def main(argv=None):
     import common  # noqa: F401, Keras first, without its start-up lines
     from transfer import features
     from transfer.data import load_dataset
-    from transfer.store import read_json
+    from transfer.files import read_json
 
     dataset = load_dataset(args.data, args.seed)
     features.resolve_weights(args, dataset)
     flags.resolve_arguments(args, dataset)
     print_configuration(args, dataset)
 
-    source = features.Source(args.weights, args.layers, args.image_size, args.seed, args.precision)
+    source = features.FeatureSpec(
+        args.weights, args.layers, args.image_size, args.seed, args.precision
+    )
     folder = Path(args.out or features.features_folder(source, dataset, args.skip_unreadable))
     given = args.batch_size, args.cache, args.skip_unreadable, args.devices, args.part
-    settings = features.Extraction(*given)
+    settings = features.ExtractionOptions(*given)
     features.extract_features(source, dataset, SPLITS, folder, settings, check=bool(args.out))
 
     print_notice(dataset.notice)
     columns = read_json(folder / "features.json")["layers"]
-    print(f"{max(stop for _, stop in columns.values())} features of {len(columns)} layers in {folder}/")
+    print(
+        f"{max(stop for _, stop in columns.values())} features of {len(columns)} layers in {folder}/"
+    )
     waiting = "when all parts are done: " * (args.part != (1, 1))
     command = f"python random_forest.py --leaf 2 --trees 50 --data {args.data} --features {folder}"
     print(f"Next: {waiting}{command}")

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from transfer import flags
-from transfer.screen import BadInput, run_script
+from transfer.console import BadInput, run_script
 
 MAME_URL = "https://storage.hpai.bsc.es/mame-dataset"
 # name -> md5 where it is known
@@ -29,15 +29,21 @@ def fetch_archive(name, md5, url, root):
     settings = {"cache_dir": str(root), "cache_subdir": "download", "file_hash": md5}
     settings |= {"extract": True, "archive_format": "zip", "force_download": not whole}
     try:
-        with warnings.catch_warnings(action="ignore"):  # what it skipped or could not unpack is found below
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # what it skipped or could not unpack is found below
             keras.utils.get_file(name, f"{url.rstrip('/')}/{name}", **settings)
     except Exception as error:  # get_file raises bare Exception where the network fails
         archive.unlink(missing_ok=True)
-        raise BadInput(f"{name} is not to be had from {url} ({error}); name a mirror with --url.") from None
+        raise BadInput(
+            f"{name} is not to be had from {url} ({error}); name a mirror with --url."
+        ) from None
     unpacked = folder / f"{name.removesuffix('.zip')}_extracted"
     if not unpacked.is_dir():
         archive.unlink(missing_ok=True)
-        raise BadInput(f"{name} from {url} is not a zip archive; try again, or name a mirror with --url.")
+        raise BadInput(
+            f"{name} from {url} is not a zip archive; try again, or name a mirror with --url."
+        )
     return unpacked
 
 
@@ -68,14 +74,16 @@ def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
     parser.add_argument("what", choices=("mame",))
     parser.add_argument("--data", default="data/mame", metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--url", default=MAME_URL, help="where MAMe's archives lie (default: %(default)s)")
+    parser.add_argument(
+        "--url", default=MAME_URL, help="where MAMe's archives lie (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     from transfer.data import DEFAULT_DATA, load_dataset
-    from transfer.store import locked
+    from transfer.files import locked
 
     root, missing = Path(args.data), []
     with locked(root):

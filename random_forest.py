@@ -16,8 +16,15 @@ from itertools import product
 from pathlib import Path
 
 from transfer import flags
-from transfer.screen import BadInput, percent, print_configuration, print_notice, print_table, run_script
-from transfer.store import short_name
+from transfer.console import (
+    BadInput,
+    percent,
+    print_configuration,
+    print_notice,
+    print_table,
+    run_script,
+)
+from transfer.files import short_name
 from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_TREES, forest_rows
 
 ALPHAS = (100.0, 300.0, 1000.0, 3000.0)
@@ -40,16 +47,28 @@ def parse_args(argv=None):
     add("--alpha", type=flags.positive_float, metavar="A", help=text)
     add("--trees", type=flags.positive, metavar="N", help="default: 100")
     add("--leaf", type=flags.positive, metavar="N", help="least images in a leaf (default: 2)")
-    add("--discretize", action=argparse.BooleanOptionalAction, help="the full-network embedding first")
+    add(
+        "--discretize",
+        action=argparse.BooleanOptionalAction,
+        help="the full-network embedding first",
+    )
     flags.add_balanced(add)
-    text = "every setting of the study, with and without --discretize; a flag that is given narrows it"
+    text = (
+        "every setting of the study, with and without --discretize; a flag that is given narrows it"
+    )
     add("--grid", action="store_true", help=text)
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group)
-    group.add_argument("--features", metavar="DIR", help="what extract_features.py stored (default: made)")
+    group.add_argument(
+        "--features", metavar="DIR", help="what extract_features.py stored (default: made)"
+    )
     flags.add_shared_arguments(parser)
     args = parser.parse_args(argv)
-    for flag, (alone, grid, classifier) in DEFAULTS.items():  # each becomes a tuple of what is tried
+    for flag, (
+        alone,
+        grid,
+        classifier,
+    ) in DEFAULTS.items():  # each becomes a tuple of what is tried
         given = getattr(args, flag)
         if classifier in (None, args.classifier):
             setattr(args, flag, (grid if args.grid else alone) if given is None else (given,))
@@ -77,11 +96,16 @@ def find_features(args, dataset):
     if args.features:
         return Path(args.features)
     # One extraction serves every layer set; only dense layers are tied to one image size.
-    source = features.Source(args.weights, "all", args.image_size, args.seed, args.precision)
-    if not any(map(features.needs_dense, args.layers)) and features.own_size(source) != args.image_size:
+    source = features.FeatureSpec(args.weights, "all", args.image_size, args.seed, args.precision)
+    if (
+        not any(map(features.needs_dense, args.layers))
+        and features.own_size(source) != args.image_size
+    ):
         source = replace(source, layers="conv")
     folder = features.features_folder(source, dataset, args.skip_unreadable)
-    settings = features.Extraction(args.batch_size, args.cache, args.skip_unreadable, args.devices)
+    settings = features.ExtractionOptions(
+        args.batch_size, args.cache, args.skip_unreadable, args.devices
+    )
     features.extract_features(source, dataset, ("train", "val"), folder, settings)
     return folder
 
@@ -93,8 +117,15 @@ def print_rows(rows, original, dataset):
     settings = [key for key in names if key in rows[0]]
     for row in rows:
         same = " / ".join(f"{r['val_accuracy']:.0f}%" for r in forest_rows(original, row)) or "-"
-        setting = (row["layers"], row["n_features"], row["discretize"], *(row[key] for key in settings))
-        table.append((*setting, percent(row["accuracy"]), percent(row["val_accuracy"]), *study(same)))
+        setting = (
+            row["layers"],
+            row["n_features"],
+            row["discretize"],
+            *(row[key] for key in settings),
+        )
+        table.append(
+            (*setting, percent(row["accuracy"]), percent(row["val_accuracy"]), *study(same))
+        )
     header = ("layers", "features", "discretized", *(names[key] for key in settings), "accuracy")
     print_table((*header, "val accuracy", *study("study, MAMe")), table)
 
@@ -112,9 +143,11 @@ def run_name(args, source):
 
 def main(argv=None):
     args = parse_args(argv)
-    from common import select_layers
-    from transfer import classifiers, features, network, runs, store
+    from common import parse_layers
+    from transfer import classifiers, features, runs
     from transfer.data import load_dataset
+    from transfer.files import read_json, write_csv, write_json
+    from transfer.weights import is_published_vgg16
 
     dataset = load_dataset(args.data, args.seed)
     features.resolve_weights(args, dataset)
@@ -122,23 +155,31 @@ def main(argv=None):
     print_configuration(args, dataset)
 
     folder = find_features(args, dataset)
-    notes = store.read_json(folder / "features.json")
+    notes = read_json(folder / "features.json")
     for layers in args.layers:  # bad input ends here, before a run begins
-        select_layers(list(notes["layers"]), layers)
-    stored = {split: features.load_features(folder, dataset, split)[:2] for split in ("train", "val")}
+        parse_layers(list(notes["layers"]), layers)
+    stored = {
+        split: features.load_features(folder, dataset, split)[:2] for split in ("train", "val")
+    }
     config = runs.describe_run(args, dataset, features={**notes, "folder": str(folder)})
     name = run_name(args, Path(notes["weights"]).stem)
     with runs.start_run(config, name, args.out) as run:
-        rows = classifiers.fit_all(plan_settings(args), dataset, stored, notes["layers"], run, args.seed)
-        store.write_csv(run / "forests.csv", [{**row, "dataset": dataset.name} for row in rows])
+        rows = classifiers.fit_all(
+            plan_settings(args), dataset, stored, notes["layers"], run, args.seed
+        )
+        write_csv(run / "classifiers.csv", [{**row, "dataset": dataset.name} for row in rows])
         origin = {"dataset": dataset.name, "notice": dataset.notice}
-        store.write_json(run / "metrics.json", origin | classifiers.best_row(rows) | {"forests": rows})
-        (run / "forests.json").unlink()
+        write_json(
+            run / "metrics.json", origin | classifiers.best_row(rows) | {"classifiers": rows}
+        )
+        (run / "classifiers.json").unlink()
 
     print()
     print_notice(dataset.notice)
-    print_rows(rows, network.is_original(notes["weights"]), dataset)
-    print(f"\nResults: {run}/ (metrics.json, forests.csv; of the best pipeline.skops, confusion_val.png)")
+    print_rows(rows, is_published_vgg16(notes["weights"]), dataset)
+    print(
+        f"\nResults: {run}/ (metrics.json, classifiers.csv; of the best pipeline.skops, confusion_val.png)"
+    )
     print(f"Next: python test_model.py --run {run}")
 
 

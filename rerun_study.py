@@ -4,7 +4,7 @@
     python rerun_study.py --data DIR --seeds 0 1 2      on any pictures, with standard errors
 
 Each command is printed as it would be typed, its run lies in <out>/seed-<N>/. A strategy begins with the
-steps of shorter ones, so four trainings give all rows of fine-tuning. The same command again resumes, also
+stages of shorter ones, so four trainings give all rows of fine-tuning. The same command again resumes, also
 with more seeds. Writes rows.csv to <out>.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from transfer import flags
-from transfer.screen import BadInput, print_configuration, print_notice, print_table, run_script
+from transfer.console import BadInput, print_configuration, print_notice, print_table, run_script
 from transfer.study import CLAIMS, TEST_FIGURES, VAL_ACCURACY
 
 FOREST = ("random_forest.py", "--leaf", "2", "--trees", "50")
@@ -38,13 +38,23 @@ FINE_TUNED = {  # the row of the forest on each fine-tuned network
     "forest-on-all-augment": "forest on: all unfrozen, augmentation",
     "forest-on-stepped": "forest on: second fine-tuned model",
 }
-OF_FORESTS = ("data", "weights", "image_size", "batch_size", "cache", "skip_unreadable", "precision")
+OF_FORESTS = (
+    "data",
+    "weights",
+    "image_size",
+    "batch_size",
+    "cache",
+    "skip_unreadable",
+    "precision",
+)
 
 
 def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
     text = "of the runs (default: 0)"
-    parser.add_argument("--seeds", type=flags.natural, nargs="+", default=[0], metavar="N", help=text)
+    parser.add_argument(
+        "--seeds", type=flags.natural, nargs="+", default=[0], metavar="N", help=text
+    )
     flags.add_training_arguments(parser)
     flags.add_shared_arguments(parser)
     parser.set_defaults(seed=None)
@@ -82,20 +92,22 @@ def call(script, given):
     """Run a script with the flags `given` in a process of its own; BadInput where it fails."""
     done = subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *given])
     if done.returncode:
-        raise BadInput(f"python {script} ended with status {done.returncode}; fix that, then rerun this.")
+        raise BadInput(
+            f"python {script} ended with status {done.returncode}; fix that, then rerun this."
+        )
 
 
 def test_best(runs, settings):
     """Take the best of the `runs` (folders) to the test split, once; returns its accuracy there."""
     from transfer import runs as folders
-    from transfer import store
+    from transfer.files import read_json
 
     best = max(map(folders.read_run, runs), key=lambda run: run.metrics["val_accuracy"]).folder
     report = best / "test" / "metrics.json"
     if not report.exists():
         shared = {key: settings[key] for key in ("data", "cache", "skip_unreadable")}
         call("test_model.py", given_flags({"run": best, "runs": best.parent} | shared))
-    return store.read_json(report)["accuracy"]
+    return read_json(report)["accuracy"]
 
 
 def figures_of(runs):
@@ -122,7 +134,9 @@ def print_rows(figures, tested, dataset):
     from scipy.stats import ttest_rel
 
     print_notice(dataset.notice)
-    print("The study's rows: accuracy on the validation split in percent, +- standard error over the seeds")
+    print(
+        "The study's rows: accuracy on the validation split in percent, +- standard error over the seeds"
+    )
     header = ("study, MAMe", f"ours, {dataset.name}")
     rows = [(row, f"{study:.2f}", in_percent(figures[row])) for row, study in VAL_ACCURACY.items()]
     study = f"{100 * TEST_FIGURES['accuracy']:.0f}"
@@ -147,23 +161,34 @@ def print_rows(figures, tested, dataset):
 def main(argv=None):
     args = parse_args(argv)
     import common  # noqa: F401, Keras first, without its start-up lines
-    from transfer import features, network, store
+    from transfer import features
     from transfer.data import load_dataset
+    from transfer.files import locked, read_json, write_csv, write_json
+    from transfer.weights import is_published_vgg16
 
     dataset = load_dataset(args.data, args.seeds[0])
     flags.resolve_arguments(args, dataset)
-    if not network.is_original(args.weights):
-        raise BadInput("--weights: the study's forests are on VGG16 itself; name imagenet, none or an .h5.")
-    features.has_dense(features.Source(args.weights, "all", args.image_size, 0, args.precision))
+    if not is_published_vgg16(args.weights):
+        raise BadInput(
+            "--weights: the study's forests are on VGG16 itself; name imagenet, none or an .h5."
+        )
+    features.has_dense(
+        features.FeatureSpec(args.weights, "all", args.image_size, 0, args.precision)
+    )
     out = Path(args.out or Path("runs") / f"study-{dataset.name}")
     print_configuration(args, dataset)
     settings = {key: value for key, value in vars(args).items() if key not in ("seeds", "out")}
-    with store.locked(out):
+    with locked(out):
         out.mkdir(exist_ok=True)
-        record, same = out / "study.json", {"arguments": settings, "fingerprint": dataset.fingerprint}
-        if record.exists() and store.read_json(record) != same:
-            raise BadInput(f"{out} holds a rerun with other settings; name another folder with --out.")
-        store.write_json(record, same)
+        record, same = (
+            out / "study.json",
+            {"arguments": settings, "fingerprint": dataset.fingerprint},
+        )
+        if record.exists() and read_json(record) != same:
+            raise BadInput(
+                f"{out} holds a rerun with other settings; name another folder with --out."
+            )
+        write_json(record, same)
         commands = plan(settings, args.seeds, out)
         for number, (run, script, given) in enumerate(commands, 1):
             print(f"[{number} of {len(commands)}] python {script} {' '.join(given)}", flush=True)
@@ -177,9 +202,11 @@ def main(argv=None):
                 tested[whose].append(test_best([folder / name for name in names], settings))
             for row, ours in figures_of({name: folder / name for name in COMMANDS | OURS}).items():
                 figures.setdefault(row, []).append(ours)
-        about = [{"row": row, "study": VAL_ACCURACY.get(row), "dataset": dataset.name} for row in figures]
+        about = [
+            {"row": row, "study": VAL_ACCURACY.get(row), "dataset": dataset.name} for row in figures
+        ]
         rows = [row | dict(zip(args.seeds, figures[row["row"]])) for row in about]
-        store.write_csv(out / "rows.csv", rows)
+        write_csv(out / "rows.csv", rows)
     print()
     print_rows(figures, tested, dataset)
     print(f"\nResults: {out}/ (rows.csv, and a folder of runs for each seed)")

@@ -7,7 +7,7 @@ Its 13 convolutions are what `python finetune.py --weights RUN` starts from.
 """
 
 from transfer import flags
-from transfer.screen import print_configuration, run_script
+from transfer.console import print_configuration, run_script
 from transfer.study import ALL_BLOCKS, SPLITS
 
 
@@ -25,27 +25,37 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from common import build_model
-    from transfer import data, images, network, runs, train
+    from transfer import data, images, runs, train
+    from transfer.devices import on_devices
+    from transfer.weights import load_weights, with_precision
 
     dataset = data.load_dataset(args.data, args.seed)
     flags.resolve_arguments(args, dataset)
-    with network.on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
+    with on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
         print_configuration(args, dataset, computes_on)
         classes, name = len(dataset.labels), f"vgg16_{dataset.name}"
         model = build_model(args.image_size, classes, args.top, seed=args.seed, name=name)
-        network.load_weights(model, args.weights, args.seed)
-        model = network.with_precision(model, args.precision)
+        load_weights(model, args.weights, args.seed)
+        model = with_precision(model, args.precision)
         settings = (args.image_size, args.cache, args.skip_unreadable)
-        dataset = images.load_images(dataset, SPLITS, *settings)  # test too: what is wrong is said now
+        dataset = images.load_images(
+            dataset, SPLITS, *settings
+        )  # test too: what is wrong is said now
         rate, epochs = args.pretrain_learning_rate, args.pretrain_epochs
-        keys = ("batch_size", "seed", "optimizer", "augment", "balanced")
-        steps = [train.Step("all", ALL_BLOCKS, rate, epochs, **{key: getattr(args, key) for key in keys})]
-        config = runs.describe_run(args, dataset, **train.decisive(steps, model))
+        keys = ("batch_size", "seed", "augment", "balanced")
+        stages = [
+            train.Stage(
+                "all", ALL_BLOCKS, rate, epochs, **{key: getattr(args, key) for key in keys}
+            )
+        ]
+        config = runs.describe_run(args, dataset, **train.decisive(stages, model))
         name = f"pretrained-{args.top}" + "-augment" * args.augment + "-balanced" * args.balanced
         with runs.start_run(config, name, args.out, share) as run:
-            history = train.train_steps(model, steps, dataset, args.cache, run)
+            history = train.train_stages(model, stages, dataset, args.cache, run)
             train.print_metrics(run, train.write_metrics(run, dataset, history))
-    print(f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}")
+    print(
+        f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Extraction of all 12,416 features of VGG16 at 224x224: ours, plain Keras, and plain PyTorch.
+"""ExtractionOptions of all 12,416 features of VGG16 at 224x224: ours, plain Keras, and plain PyTorch.
 
     python benchmarks/extraction.py                 images a second, and the ratios
     python benchmarks/extraction.py --memory        peak memory with 50 and with 1,000 images
@@ -15,9 +15,19 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import PICTURES, alternate, describe_machine, peak_memory, pictures, report, run_worker, spread
+from measure import (
+    PICTURES,
+    alternate,
+    describe_machine,
+    peak_memory,
+    pictures,
+    report,
+    run_worker,
+    spread,
+)
 
 from transfer.flags import script_parser
+from transfer.weights import load_weights, with_precision
 
 GFLOP = 30.9
 METHODS = ("plain", "ours", "ours-bfloat16", "torch", "torch-bfloat16", "matmul")
@@ -27,10 +37,9 @@ RATIOS += [("ours-bfloat16", other) for other in ("plain", "torch-bfloat16")]
 
 def keras_network():
     import common
-    from transfer import network
 
     model = common.build_model(224, 1000, "fc")
-    network.load_weights(model, "none", 0, common.convolutions(model) + ["fc1", "fc2"])
+    load_weights(model, "none", 0, common.convolutions(model) + ["fc1", "fc2"])
     return common, model
 
 
@@ -50,17 +59,17 @@ def measure_matmul(*_):
 
 
 def extract_ours(images, batch_size, precision):
-    from transfer import features, network
+    from transfer import features
 
     common, model = keras_network()
-    model = network.with_precision(model, precision)
-    pooled, _ = common.pooled_model(model, common.feature_layers(model, "all"))
+    model = with_precision(model, precision)
+    pooled, _ = common.feature_extractor(model, common.layer_names(model, "all"))
     folder = tempfile.TemporaryDirectory()
 
     def extract(count):
         path = Path(folder.name) / f"{time.time_ns()}.npy"
         file = features.output_file(pooled, count, path, "features")
-        return features.keep_outputs(pooled, images[:count], file, batch_size)
+        return features.cache_outputs(pooled, images[:count], file, batch_size)
 
     return extract
 
@@ -78,7 +87,7 @@ def by_batches(produce, batch_size):
 def extract_plain(images, batch_size):
     common, model = keras_network()
     keras = common.keras
-    names = common.feature_layers(model, "all")
+    names = common.layer_names(model, "all")
     raw = keras.Model(model.input, [model.get_layer(name).output for name in names])
 
     def extract(count):
@@ -94,7 +103,7 @@ def extract_torch(images, batch_size, dtype):
 
     common, model = keras_network()
     network = plain_torch(model).eval().to(dtype)
-    features = pooled_features(network, common.feature_layers(model, "all"))
+    features = pooled_features(network, common.layer_names(model, "all"))
     del model
 
     def produce(start, stop):
@@ -137,7 +146,14 @@ def compare_features(args, methods):
         features = {}
         for method in methods:
             path = f"{folder}/{method}.npy"
-            flags = ("--method", method, "--images", args.batch_size, "--batch-size", args.batch_size)
+            flags = (
+                "--method",
+                method,
+                "--images",
+                args.batch_size,
+                "--batch-size",
+                args.batch_size,
+            )
             if run_worker(__file__, *flags, "--save", path):
                 features[method] = np.load(path)
     plain = features.pop("plain")
@@ -165,7 +181,10 @@ def main():
             print(f"  {count} images: {run_worker(__file__, *flags)['peak_MB']:.0f} MB at the peak")
         return None
     methods = args.methods.split(",")
-    flags = {m: ("--method", m, "--images", args.images, "--batch-size", args.batch_size) for m in methods}
+    flags = {
+        m: ("--method", m, "--images", args.images, "--batch-size", args.batch_size)
+        for m in methods
+    }
     found = alternate(__file__, flags, args.rounds)
     rates = {name: [f["images_per_second"] for f in figures] for name, figures in found.items()}
     print(f"\n{'':20}{'images a second: median (minimum to maximum)':48}peak memory, MB")

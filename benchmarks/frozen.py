@@ -26,9 +26,9 @@ import common  # noqa: E402, Keras first
 from common import keras
 from transfer import features
 from transfer.data import load_dataset
+from transfer.files import read_json
 from transfer.flags import script_parser
 from transfer.images import load_images
-from transfer.store import read_json
 from transfer.study import SPLITS
 
 FOLDS, DRAWS, COUNTS = 5, 3, (10, 30, 100)
@@ -36,7 +36,9 @@ FOLDS, DRAWS, COUNTS = 5, 3, (10, 30, 100)
 
 def linear(before=common.signed_square_root, alpha=1000.0, **settings):
     """The product's linear classifier at one alpha, without what makes its scores probabilities."""
-    return make_pipeline(FunctionTransformer(before), StandardScaler(), RidgeClassifier(alpha, **settings))
+    return make_pipeline(
+        FunctionTransformer(before), StandardScaler(), RidgeClassifier(alpha, **settings)
+    )
 
 
 def embedding(classifier):
@@ -51,7 +53,9 @@ def compared_rows(x):
         "linear, without square roots": linear(before=None),
         "linear, discretized": embedding(RidgeClassifier(1000.0)),
         "linear, --balanced": linear(class_weight="balanced"),
-        "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)),
+        "logistic regression": make_pipeline(
+            StandardScaler(), LogisticRegression(C=0.01, max_iter=500)
+        ),
         "forest": forest(),
         "forest, --balanced": forest(class_weight="balanced"),
     }
@@ -66,10 +70,15 @@ def forest(leaf=2, **settings):
 def study_rows(folder, x):
     """The study's forests on the features `x` of all convolutions, {title: (classifier, features)}."""
     columns = read_json(folder / "features.json")["layers"]
-    fewer = {layers: features.take_layers(x, columns, layers) for layers in ("last", "block5_conv3")}
+    fewer = {
+        layers: features.select_columns(x, columns, layers) for layers in ("last", "block5_conv3")
+    }
     rows = {"forest, leaf 7, all": (forest(7), x)}
     rows |= {f"forest, leaf 7, {layers}": (forest(7), part) for layers, part in fewer.items()}
-    return rows | {"forest, leaf 2, all": (forest(), x), "the same, discretized": (embedding(forest()), x)}
+    return rows | {
+        "forest, leaf 2, all": (forest(), x),
+        "the same, discretized": (embedding(forest()), x),
+    }
 
 
 def extracted(data, size, args):
@@ -86,8 +95,10 @@ def extracted(data, size, args):
 def scaled(data, size, args):
     """The same features of pictures scaled to 0..1, without VGG16's own preprocessing."""
     dataset = load_images(load_dataset(data), SPLITS, size)
-    model = features.build_network(features.Source(args.weights, "conv", size, 0, args.precision))
-    pooled, _ = common.pooled_model(model, common.convolutions(model))
+    model = features.build_network(
+        features.FeatureSpec(args.weights, "conv", size, 0, args.precision)
+    )
+    pooled, _ = common.feature_extractor(model, common.convolutions(model))
     images = keras.Input((size, size, 3))
     # what preprocessing turns into RGB of 0..1: it reverses the channels and subtracts the mean
     undone = keras.layers.Rescaling(1 / 255, offset=common.IMAGENET_MEAN[::-1], dtype="float32")
@@ -97,7 +108,7 @@ def scaled(data, size, args):
         images = dataset.splits[split].images
         path = args.out / f"{Path(data).name}-{size}-scaled-{split}.npy"
         file = features.output_file(pooled, len(images), path, f"{split} features, scaled")
-        found.append(features.keep_outputs(pooled, images, file, 32))
+        found.append(features.cache_outputs(pooled, images, file, 32))
     return np.concatenate(found)
 
 
@@ -122,7 +133,10 @@ def print_counts(name, x, y, counts):
             rows = few_of_each(y[: counts[0]], count, draw)
             found.append(100 * linear().fit(x[rows], y[rows]).score(x[test:], y[test:]))
         spread = f" +- {np.std(found, ddof=1) / len(found) ** 0.5:.1f}" if len(found) > 1 else ""
-        print(f"  {name:<12}linear, {count or 'all'} a class: {np.mean(found):.1f}{spread}", flush=True)
+        print(
+            f"  {name:<12}linear, {count or 'all'} a class: {np.mean(found):.1f}{spread}",
+            flush=True,
+        )
 
 
 def main():
@@ -132,7 +146,9 @@ def main():
     parser.add_argument("--scaled", action="store_true", help="the 0..1 pictures as well")
     parser.add_argument("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
     parser.add_argument("--precision", default="bfloat16", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("features/frozen"), help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=Path("features/frozen"), help="default: %(default)s"
+    )
     args = parser.parse_args()
     print(describe_machine(), flush=True)
     for data in args.data:
@@ -141,7 +157,10 @@ def main():
         rows = {f"linear, {first}": (linear(), x)} | compared_rows(x)
         for size, (other, *_) in zip(args.sizes[1:], found[1:]):
             both = np.concatenate([x, other], axis=1)
-            rows |= {f"linear, {size}": (linear(), other), f"linear, {first} and {size}": (linear(), both)}
+            rows |= {
+                f"linear, {size}": (linear(), other),
+                f"linear, {first} and {size}": (linear(), both),
+            }
         if args.scaled:
             rows["linear, 0..1"] = linear(), scaled(data, first, args)
         print_rows(name, rows, y)

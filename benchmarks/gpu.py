@@ -35,26 +35,28 @@ PRECISIONS = ("float32", "bfloat16")
 def flop(model, training):
     """Floating-point operations that an image takes: a product and a sum for each weight and position."""
     weighted = [layer for layer in model.layers if hasattr(layer, "kernel")]
-    forward = sum(np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:-1]) for layer in weighted)
+    forward = sum(
+        np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:-1]) for layer in weighted
+    )
     return 2 * forward * (3 if training else 1)
 
 
 def build(args, task, precision):
     """The Keras model of a task, with drawn weights, in its precision."""
     import common
-    from transfer import network
+    from transfer.weights import load_weights, with_precision
 
     common.keras.utils.set_random_seed(0)
     classes, head = (1000, "fc") if task == "extraction" else (CLASSES, "iii")
     model = common.build_model(args.image_size, classes, head)
-    network.load_weights(model, "none", 0)
-    return network.with_precision(model, precision)
+    load_weights(model, "none", 0)
+    return with_precision(model, precision)
 
 
 def product(precision):
     """Floating-point operations a second of this backend's matrix product."""
     import common
-    from transfer.network import accelerators
+    from transfer.devices import accelerators
 
     ops = common.ops
     size = 8192 if accelerators(common.keras.backend.backend()) else 2048
@@ -69,14 +71,14 @@ def product(precision):
 def extract(args, model, images, folder):
     """Seconds of each pass over the images, in the batches that extract_features.py takes."""
     import common
-    from transfer import features
+    from transfer import activations
 
-    pooled, _ = common.pooled_model(model, common.feature_layers(model, "all"))
-    batch, seconds = args.extraction_batch or features.device_batch(args.batch_size), []
+    pooled, _ = common.feature_extractor(model, common.layer_names(model, "all"))
+    batch, seconds = args.extraction_batch or activations.device_batch(args.batch_size), []
     for number in range(args.epochs):
         start = time.perf_counter()
-        file = features.output_file(pooled, len(images), folder / f"{number}.npy", "features")
-        features.keep_outputs(pooled, images, file, batch)
+        file = activations.output_file(pooled, len(images), folder / f"{number}.npy", "features")
+        activations.cache_outputs(pooled, images, file, batch)
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -99,7 +101,7 @@ def train_task(args, model, images, folder):
         drawing.append(time.perf_counter() - start)
         return batch
 
-    def end_epoch(resume, *given, original=train.Resume.end_epoch):
+    def end_epoch(resume, *given, original=train.Checkpoint.end_epoch):
         start = time.perf_counter()
         original(resume, *given)
         moments.append(time.perf_counter())
@@ -109,13 +111,18 @@ def train_task(args, model, images, folder):
             writing.clear()
 
     blocks = () if task == "dense" else ALL_BLOCKS
-    step = train.Step("", blocks, RATE, args.epochs, args.batch_size, 0, augment=task == "augmented")
+    stage = train.Stage(
+        "", blocks, RATE, args.epochs, args.batch_size, 0, augment=task == "augmented"
+    )
     dataset = SimpleNamespace(name="noise", splits=splits, labels=range(CLASSES))
-    watched = mock.patch.object(train.Resume, "end_epoch", end_epoch)
+    watched = mock.patch.object(train.Checkpoint, "end_epoch", end_epoch)
     with fit_begins(moments), watched, mock.patch.object(common.Batches, "__getitem__", draw):
-        train.train_step(model, step, dataset, str(folder), train.Resume.read(folder))
+        train.train_stage(model, stage, dataset, str(folder), train.Checkpoint.read(folder))
     later, seconds = moments[-1] - moments[1], np.diff(moments)
-    return seconds, f", drawing batches {sum(drawing) / later:.0%}, writing {sum(writing) / later:.0%}"
+    return (
+        seconds,
+        f", drawing batches {sum(drawing) / later:.0%}, writing {sum(writing) / later:.0%}",
+    )
 
 
 def torch_work(args, task, precision, network, images, compiled):
@@ -125,7 +132,9 @@ def torch_work(args, task, precision, network, images, compiled):
 
     half = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     compiled = torch.compile if compiled else (lambda function: function)
-    names = [name for name, _ in network.named_children() if "conv" in name or name in ("fc1", "fc2")]
+    names = [
+        name for name, _ in network.named_children() if "conv" in name or name in ("fc1", "fc2")
+    ]
     if task == "extraction":
         features = compiled(pooled_features(network.eval(), names))
 
@@ -149,7 +158,7 @@ def torch_work(args, task, precision, network, images, compiled):
     def train(rows):
         optimizer.zero_grad()
         forward(rows).backward()
-        optimizer.step()
+        optimizer.stage()
 
     return train
 
@@ -224,10 +233,16 @@ def main():
     parser.add_argument("--backends", choices=("tensorflow", "jax", "torch"), **backends)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: all")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[1:])
-    parser.add_argument("--images", type=int, default=2048, help="whole batches (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=2048, help="whole batches (default: %(default)s)"
+    )
     parser.add_argument("--image-size", type=int, default=224, help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=32, help="of training (default: %(default)s)")
-    parser.add_argument("--extraction-batch", type=int, help="default: what extract_features.py takes")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="of training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--extraction-batch", type=int, help="default: what extract_features.py takes"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -60,7 +60,11 @@ def run(command, folder, seconds=None):
 
 def check_whole(folder):
     """Raise where a file under its own name is not whole."""
-    for path in [*folder.rglob("runs/**/*"), *folder.rglob("features/**/*"), *folder.rglob("data/cache/*")]:
+    for path in [
+        *folder.rglob("runs/**/*"),
+        *folder.rglob("features/**/*"),
+        *folder.rglob("data/cache/*"),
+    ]:
         if path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
         elif path.suffix == ".csv":
@@ -82,7 +86,7 @@ def content(folder):
     found = {}
     for path in sorted(folder.glob("runs/*/*")) + sorted(folder.glob("features/*/*.npy")):
         name = str(path.relative_to(folder))
-        if path.name in ("metrics.json", "history.csv", "forests.csv") or path.suffix == ".npy":
+        if path.name in ("metrics.json", "history.csv", "classifiers.csv") or path.suffix == ".npy":
             found[name] = path.read_bytes()
         elif path.suffix == ".keras":
             with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file:
@@ -107,8 +111,8 @@ def phase(folder):
         return "writing " + ("features" if "features" in str(parts) else parts[0].split("-")[-1])
     states = [json.loads(path.read_text()) for path in folder.glob("runs/*/resume/state.json")]
     if states:
-        return f"step {states[0]['step']}"
-    if list(folder.glob("runs/*/forests.json")):
+        return f"stage {states[0]['stage']}"
+    if list(folder.glob("runs/*/classifiers.json")):
         return "grid"
     return "after the end" if list(folder.glob("runs/*/metrics.json")) else "before the first epoch"
 
@@ -121,7 +125,9 @@ def kill_run(command, folder, seconds):
         killed, _ = run(command, folder, random.uniform(0, seconds * 0.6))
         check_whole(folder)
         fell += [phase(folder)] * killed
-        if list(folder.glob("runs/*/metrics.json")):  # a kill may fall after the end; again is a new run
+        if list(
+            folder.glob("runs/*/metrics.json")
+        ):  # a kill may fall after the end; again is a new run
             return fell
     run(command, folder)
     check_whole(folder)
@@ -146,7 +152,10 @@ def main():
             command = (*COMMANDS[name], "--data", "data/demo")
             _, seconds[name] = run(command, folder)
             expected[name] = content(folder)
-            print(f"{name}: {seconds[name]:.1f} s uninterrupted, {len(expected[name])} results", flush=True)
+            print(
+                f"{name}: {seconds[name]:.1f} s uninterrupted, {len(expected[name])} results",
+                flush=True,
+            )
         kills, moments, runs = 0, collections.Counter(), 0
         while kills < args.kills:
             name = names[runs % len(names)]

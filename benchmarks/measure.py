@@ -16,16 +16,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 REAL = ROOT.parent / "shared" / "real"
 PHOTOGRAPHS = REAL / "trashnet"
-PICTURES = "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of noise"  # what `pictures` gives
+PICTURES = (
+    "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of noise"
+)  # what `pictures` gives
 
 
 def describe_machine():
     """One line on the processor, its cores and the packages."""
     names = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    processor = f"{len(names)} cores of {names[0].split(':')[1].strip()}" if names else platform.machine()
+    processor = (
+        f"{len(names)} cores of {names[0].split(':')[1].strip()}" if names else platform.machine()
+    )
     packages = ("keras", "tensorflow", "jax", "torch", "scikit-learn")
     found = {distribution.name: distribution.version for distribution in distributions()}
-    return f"{processor}; {', '.join(f'{name} {found[name]}' for name in packages if name in found)}"
+    return (
+        f"{processor}; {', '.join(f'{name} {found[name]}' for name in packages if name in found)}"
+    )
 
 
 def pictures(count, folder, image_size=224):
@@ -33,8 +39,8 @@ def pictures(count, folder, image_size=224):
 
     TrashNet's beside the repository; where those are missing, noise.
     """
+    from transfer.files import ArrayFile, build_or_load_array
     from transfer.images import decode_image
-    from transfer.store import ArrayFile, make_array
 
     paths, rng = sorted(PHOTOGRAPHS.glob("train/*/*.jpg")), np.random.default_rng(0)
 
@@ -48,17 +54,19 @@ def pictures(count, folder, image_size=224):
 
     shape = (count, image_size, image_size, 3)
     file = ArrayFile(Path(folder) / f"{count}-{image_size}.npy", shape, "uint8", "decoding")
-    return make_array(file, decoded, 1)
+    return build_or_load_array(file, decoded, 1)
 
 
 def few_of_each(labels, count, seed):
     """Rows of `count` random ones of each class in `labels`, of all of them where `count` is 0."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    return np.concatenate([order[labels[order] == label][: count or None] for label in np.unique(labels)])
+    return np.concatenate(
+        [order[labels[order] == label][: count or None] for label in np.unique(labels)]
+    )
 
 
 def fit_begins(moments):
-    """A context in which the moment when `train.train_step` has its inputs and fits is added to a list."""
+    """A context in which the moment when `train.train_stage` has its inputs and fits is added to a list."""
     import common
 
     def callbacks(*given, original=common.training_callbacks):
@@ -80,7 +88,9 @@ def report(**figures):
 
 def run_worker(script, *flags):
     """The figures that a process of `script` reports, as a dict; None where it fails."""
-    done = subprocess.run([sys.executable, str(script), *map(str, flags)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, flags)], capture_output=True, text=True
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
     if not lines:
         print(f"  {' '.join(map(str, flags))} gave nothing: {done.stderr.strip()[-300:]}")

@@ -41,7 +41,10 @@ def plain_torch(model):
         for parameter, array in zip(module.parameters(), weights):
             parameter.data = array.contiguous()
         layers.append((layer.name, module))
-        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)) and layer.name != "predictions":
+        if (
+            isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
+            and layer.name != "predictions"
+        ):
             layers.append((f"{layer.name}_relu", torch.nn.ReLU(inplace=True)))
     network = torch.nn.Sequential()
     for name, module in layers:

@@ -23,8 +23,8 @@ from measure import ROOT, describe_machine, few_of_each
 from scipy.stats import ttest_rel
 
 from transfer.data import load_dataset
+from transfer.files import read_json
 from transfer.flags import script_parser
-from transfer.store import read_json
 from transfer.study import SPLITS, VAL_ACCURACY
 
 ROWS = {
@@ -80,7 +80,9 @@ def plot_rows(figures, images, title, path):
     from transfer.report import wilson
 
     measured = {row for _, row in figures}
-    rows = [row for row in dict.fromkeys((*STUDY, *ROWS)) if row in measured]  # the study's come first
+    rows = [
+        row for row in dict.fromkeys((*STUDY, *ROWS)) if row in measured
+    ]  # the study's come first
     width, figure, at = 0.8 / (1 + len(images)), new_figure(9, 3.6), np.arange(len(rows))
     axes = figure.subplots()
     study = [VAL_ACCURACY.get(STUDY.get(row), np.nan) for row in rows]
@@ -102,11 +104,17 @@ def main():
     parser.add_argument("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
     parser.add_argument("--image-size", type=int, default=224, help="default: %(default)s")
     parser.add_argument("--precision", default="bfloat16", help="default: %(default)s")
-    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW")
-    parser.add_argument("--per-class", type=int, nargs="+", default=[0], metavar="N", help="default: all")
+    parser.add_argument(
+        "--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW"
+    )
+    parser.add_argument(
+        "--per-class", type=int, nargs="+", default=[0], metavar="N", help="default: all"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the means as PNG")
-    parser.add_argument("--out", type=Path, default=Path("runs/recipe"), help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/recipe"), help="default: %(default)s"
+    )
     args = parser.parse_args()
     print(describe_machine(), flush=True)
     figures, images = {}, {}
@@ -121,7 +129,9 @@ def main():
                 found, images[name] = tested(run, *ROWS[row].split(), *shared)
                 figures.setdefault((name, row), []).append(found)
                 print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
-    print(f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row")
+    print(
+        f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row"
+    )
     for (name, row), found in figures.items():
         differences = [a - b for a, b in zip(found, figures[name, args.rows[0]])]
         error = f" +- {stdev(differences) / len(found) ** 0.5:.2f}" if len(found) > 1 else ""
@@ -131,7 +141,9 @@ def main():
         print(f"  {name:<12}{row:<12}{shown}  {mean(found):6.2f}  {mean(differences):+.2f}{error}")
     if args.plot:
         seeds = ", ".join(map(str, args.seeds))
-        title = f"pictures of {args.image_size} pixels a side; means of seeds {seeds}; 95% intervals"
+        title = (
+            f"pictures of {args.image_size} pixels a side; means of seeds {seeds}; 95% intervals"
+        )
         plot_rows(figures, images, title, args.plot)
         print(f"Drawn: {args.plot}")
 

@@ -17,7 +17,9 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # for the processes of pytest-xdist: memory is given back
+os.environ.setdefault(
+    "MALLOC_ARENA_MAX", "2"
+)  # for the processes of pytest-xdist: memory is given back
 
 SHARED = ROOT.parent / "shared"
 MEDIUMS = ["Bronze", "Oil on canvas", "Woodcut", "Woven fabric"]
@@ -43,12 +45,12 @@ def write_tiny(root):
     """Write the tiny dataset into the new folder `root`."""
     from PIL import Image
 
-    from transfer.demo import draw_image
+    from transfer.demo import render_texture
 
     (root / "data_256").mkdir(parents=True)
     rows = tiny_rows()
     for file, medium, _, split in rows:
-        picture = Image.fromarray(draw_image(medium, (len(split), int(file.split(".")[2]))))
+        picture = Image.fromarray(render_texture(medium, (len(split), int(file.split(".")[2]))))
         picture.resize((48, 48)).save(root / "data_256" / file, "JPEG")
     # not in the order of the classes, as MAMe's own rows are not
     order = np.random.default_rng(0).permutation(len(rows))

@@ -18,9 +18,9 @@ import random_forest
 from common import discretize
 from transfer import classifiers
 from transfer.classifiers import load_pipeline
+from transfer.console import BadInput
 from transfer.data import load_dataset
 from transfer.features import load_features
-from transfer.screen import BadInput
 
 
 @pytest.fixture
@@ -61,10 +61,14 @@ def test_forests_grown_from_smaller_ones_equal_those_fitted_alone():
     plan = random_forest.plan_settings(random_forest.parse_args(["--grid", "--no-discretize"]))
     settings = [setting for setting in plan["all", False] if setting["min_samples_leaf"] < 20]
     found = classifiers.fit_classifiers(settings, (x, y), (x, y), False, 5)
-    found = [(row["min_samples_leaf"], row["n_estimators"], pipeline) for pipeline, row, *_ in found]
+    found = [
+        (row["min_samples_leaf"], row["n_estimators"], pipeline) for pipeline, row, *_ in found
+    ]
     assert [(leaf, n) for leaf, n, _ in found] == [(a, b) for a in (2, 7) for b in (12, 50, 100)]
     for leaf, n_estimators, pipeline in found:
-        alone = RandomForestClassifier(n_estimators, min_samples_leaf=leaf, random_state=5).fit(x, y)
+        alone = RandomForestClassifier(n_estimators, min_samples_leaf=leaf, random_state=5).fit(
+            x, y
+        )
         np.testing.assert_array_equal(pipeline.predict_proba(x), alone.predict_proba(x))
 
 
@@ -81,7 +85,11 @@ def test_a_run_leaves_its_record(tiny, workdir, features, script, capsys):
     alone = RandomForestClassifier(12, min_samples_leaf=2, random_state=0).fit(x, y)
     assert metrics["val_accuracy"] == pytest.approx(alone.score(x_val, y_val))
     assert metrics["accuracy"] == pytest.approx(alone.score(x, y))
-    assert (metrics["n_estimators"], metrics["min_samples_leaf"], metrics["n_features"]) == (12, 2, 12416)
+    assert (metrics["n_estimators"], metrics["min_samples_leaf"], metrics["n_features"]) == (
+        12,
+        2,
+        12416,
+    )
     rows = read_rows(run / "confusion_val.csv")
     counts = np.array([[int(row[label]) for label in dataset.labels] for row in rows])
     assert np.trace(counts) / counts.sum() == pytest.approx(metrics["val_accuracy"])
@@ -91,7 +99,9 @@ def test_a_run_leaves_its_record(tiny, workdir, features, script, capsys):
 
 
 def ridge(**settings):
-    return make_pipeline(FunctionTransformer(np.sqrt), StandardScaler(), RidgeClassifier(**settings))
+    return make_pipeline(
+        FunctionTransformer(np.sqrt), StandardScaler(), RidgeClassifier(**settings)
+    )
 
 
 def probabilities_of(alone, x, x_val, y_val):
@@ -112,7 +122,9 @@ def test_the_linear_classifier_is_scikit_learns_ridge_on_standardised_square_roo
     run = only_run(workdir)
     assert run.name == "tiny-linear-none-last-alpha100"
     dataset = load_dataset(tiny)
-    (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s, "last") for s in ("train", "val"))
+    (x, y, _), (x_val, y_val, _) = (
+        load_features(features, dataset, s, "last") for s in ("train", "val")
+    )
     alone = ridge(alpha=100).fit(x, y)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["val_accuracy"] == pytest.approx(alone.score(x_val, y_val))
@@ -156,15 +168,25 @@ def test_probabilities_stay_finite_where_validation_has_no_mistake():
 def test_the_linear_classifier_takes_the_best_alpha_on_validation(
     tiny, workdir, features, script, monkeypatch, capsys
 ):
-    command = ("random_forest", "--data", tiny, "--classifier", "linear", "--layers", "block3_conv3")
+    command = (
+        "random_forest",
+        "--data",
+        tiny,
+        "--classifier",
+        "linear",
+        "--layers",
+        "block3_conv3",
+    )
     script(*command, "--out", "whole")
     metrics = json.loads((workdir / "whole" / "metrics.json").read_text())
-    rows = metrics["forests"]
+    rows = metrics["classifiers"]
     assert [row["alpha"] for row in rows] == list(random_forest.ALPHAS)
     best = max(row["val_accuracy"] for row in rows)
     assert metrics["alpha"] == max(row["alpha"] for row in rows if row["val_accuracy"] == best)
     dataset, layers = load_dataset(tiny), "block3_conv3"
-    (x, y, _), (x_val, y_val, _) = (load_features(features, dataset, s, layers) for s in ("train", "val"))
+    (x, y, _), (x_val, y_val, _) = (
+        load_features(features, dataset, s, layers) for s in ("train", "val")
+    )
     pipeline = load_pipeline(workdir / "whole" / "pipeline.skops")
     kept, alone = pipeline[-1].coef_, ridge(alpha=metrics["alpha"]).fit(x, y)[-1].coef_
     factor = np.linalg.norm(kept) / np.linalg.norm(alone)
@@ -199,8 +221,10 @@ def test_grid_runs_every_setting_of_the_study_from_one_extraction(
     script("random_forest", "--data", tiny, "--grid")
     assert opened == ["train", "val"]
     run = only_run(workdir)
-    rows = read_rows(run / "forests.csv")
-    settings = {(r["layers"], r["discretize"], r["min_samples_leaf"], r["n_estimators"]) for r in rows}
+    rows = read_rows(run / "classifiers.csv")
+    settings = {
+        (r["layers"], r["discretize"], r["min_samples_leaf"], r["n_estimators"]) for r in rows
+    }
     assert len(rows) == len(settings) == 3 * 2 * 3 * 3
     assert {r["n_features"] for r in rows} == {"12416", "1472", "512"}
     metrics = json.loads((run / "metrics.json").read_text())
@@ -272,7 +296,9 @@ def test_balanced_is_scikit_learns(tiny, workdir, features, script, classifier):
     assert run.name.startswith(f"tiny-{classifier}-none-last-balanced")
     rng = np.random.default_rng(0)
     x, y = rng.random((80, 6)).astype("float32"), np.repeat([0, 1, 2], [60, 15, 5])
-    given = {"alpha": 3.0} if classifier == "linear" else {"min_samples_leaf": 2, "n_estimators": 10}
+    given = (
+        {"alpha": 3.0} if classifier == "linear" else {"min_samples_leaf": 2, "n_estimators": 10}
+    )
     settings = [given | {"class_weight": "balanced"}]
     ((pipeline, row, _),) = classifiers.fit_classifiers(settings, (x, y), (x, y), False, 3)
     if classifier == "linear":
@@ -289,5 +315,5 @@ def test_only_the_classifier_that_is_kept_is_drawn(tiny, workdir, features, scri
     monkeypatch.setattr(classifiers, "plot_confusion", lambda matrix, *given: drawn.append(matrix))
     script("random_forest", "--data", tiny, "--classifier", "linear", "--layers", "block5_conv3")
     metrics = json.loads((only_run(workdir) / "metrics.json").read_text())
-    assert len(drawn) == 1 and len(metrics["forests"]) == len(random_forest.ALPHAS)
+    assert len(drawn) == 1 and len(metrics["classifiers"]) == len(random_forest.ALPHAS)
     assert np.trace(drawn[0]) / drawn[0].sum() == pytest.approx(metrics["val_accuracy"])

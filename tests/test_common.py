@@ -8,17 +8,29 @@ import numpy as np
 import pytest
 
 import common
-from transfer import network
 from transfer.study import AUGMENTATION
+from transfer.weights import load_weights, with_precision
 
 L2, NORMALISED = ("Dense", 256, "l2"), ["Flatten", "BatchNormalization"]
 LAYOUTS = {  # the study's heads, layer by layer
     "i": ["Flatten", ("Dense", 512), ("Dropout", 0.2), ("Dense", 512), ("Dense", 29)],
-    "ii": [*NORMALISED, ("Dense", 512, "l2"), ("Dropout", 0.3), ("Dense", 512, "l2"), ("Dense", 29)],
+    "ii": [
+        *NORMALISED,
+        ("Dense", 512, "l2"),
+        ("Dropout", 0.3),
+        ("Dense", 512, "l2"),
+        ("Dense", 29),
+    ],
     "iii": [*NORMALISED, L2, ("Dropout", 0.4), L2, L2, ("Dense", 29)],
 }
 COUNTS = {
-    "fc": {"all": 12416, "conv": 4224, "last": 1472, "block5_conv3": 512, "fc2,block1_conv1": 4096 + 64},
+    "fc": {
+        "all": 12416,
+        "conv": 4224,
+        "last": 1472,
+        "block5_conv3": 512,
+        "fc2,block1_conv1": 4096 + 64,
+    },
     "iii": {"all": 4992, "conv": 4224},
     "gap": {"all": 4224},
 }
@@ -68,7 +80,9 @@ def test_fit_takes_every_batch_of_every_epoch_in_its_turn(images):
             return super().__getitem__(index)
 
     picture = keras.Input((32, 32, 3))
-    model = keras.Model(picture, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(picture)))
+    model = keras.Model(
+        picture, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(picture))
+    )
     model.compile(loss="mse")
     batches = Recorded(images, np.zeros(10), 2, seed=1)
     batches.epoch = 4
@@ -87,15 +101,19 @@ def test_a_network_takes_pictures_and_preprocesses_them_as_keras_does(images, na
     np.testing.assert_allclose(still, np.asarray(model.predict_on_batch(images)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["iii", "layers"])
+@pytest.mark.parametrize("head", ["iii", "multilayer"])
 def test_a_saved_network_needs_none_of_this_code(images, narrow, tmp_path, head):
     """keras.saving.load_model in a process that imports nothing of ours, on plain uint8 pictures."""
-    model = network.with_precision(common.build_model(32, 4, head, seed=0), "bfloat16")
+    model = with_precision(common.build_model(32, 4, head, seed=0), "bfloat16")
     model.save(tmp_path / "model.keras")
     np.save(tmp_path / "images.npy", images)
     code = "import keras, numpy; model = keras.saving.load_model('model.keras', compile=False)\n"
-    code += "numpy.save('said.npy', model.predict(numpy.load('images.npy'), batch_size=10, verbose=0))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    code += (
+        "numpy.save('said.npy', model.predict(numpy.load('images.npy'), batch_size=10, verbose=0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     expected = np.asarray(model.predict_on_batch(images))
     np.testing.assert_allclose(np.load(tmp_path / "said.npy"), expected, rtol=1e-3, atol=1e-5)
@@ -125,16 +143,22 @@ def test_geometry_equals_the_legacy_image_data_generator(shape, flip):
     oracle = legacy.ImageDataGenerator(fill_mode="nearest", data_format="channels_last")
     rng = np.random.default_rng(5)
     x = rng.uniform(0, 255, (6, *shape, 3)).astype("float32")
-    draws = [common.draw_augmentation(rng, *shape) | {"flip_horizontal": flip} for _ in x]
-    ours = keras.ops.convert_to_numpy(common.move_pixels(x, common.affine_maps(draws, *shape)))
+    draws = [common.sample_augmentation(rng, *shape) | {"flip_horizontal": flip} for _ in x]
+    ours = keras.ops.convert_to_numpy(common.warp_affine(x, common.affine_matrices(draws, *shape)))
     for image, draw, moved in zip(x, draws, ours):
         np.testing.assert_allclose(moved, oracle.apply_transform(image, draw), atol=0.05)
 
 
 def test_draws_fill_the_studys_ranges():
     rng = np.random.default_rng(0)
-    draws = [common.draw_augmentation(rng, 100, 200) for _ in range(2000)]
-    limits = {"theta": (-20, 20), "tx": (-40, 40), "ty": (-20, 20), "zx": (0.8, 1.2), "zy": (0.8, 1.2)}
+    draws = [common.sample_augmentation(rng, 100, 200) for _ in range(2000)]
+    limits = {
+        "theta": (-20, 20),
+        "tx": (-40, 40),
+        "ty": (-20, 20),
+        "zx": (0.8, 1.2),
+        "zy": (0.8, 1.2),
+    }
     for key, (low, high) in limits.items():
         values = np.array([draw[key] for draw in draws])
         assert low <= values.min() < low + 0.02 * (high - low)
@@ -157,7 +181,9 @@ def test_heads_are_the_studys(head):
     layers = model.layers[names.index("block5_pool") + 1 :]
     assert [describe(layer) for layer in layers] == LAYOUTS[head]
     dense = [layer for layer in layers if isinstance(layer, keras.layers.Dense)]
-    assert [layer.name for layer in dense] == ["fc1", "fc2", "fc3"][: len(dense) - 1] + ["predictions"]
+    assert [layer.name for layer in dense] == ["fc1", "fc2", "fc3"][: len(dense) - 1] + [
+        "predictions"
+    ]
     assert dense[-1].activation is keras.activations.softmax
     assert all(layer.activation is keras.activations.relu for layer in dense[:-1])
     if head != "i":
@@ -170,7 +196,7 @@ def test_dense_layers_and_feature_counts(head):
     dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
     assert [layer.units for layer in dense] == UNITS[head]
     for layers, count in COUNTS[head].items():
-        pooled, columns = common.pooled_model(model, common.feature_layers(model, layers))
+        pooled, columns = common.feature_extractor(model, common.layer_names(model, layers))
         assert pooled.output_shape == (None, count), layers
         stops = [stop for _, stop in columns.values()]
         assert [start for start, _ in columns.values()] == [0, *stops[:-1]]
@@ -179,9 +205,9 @@ def test_dense_layers_and_feature_counts(head):
 
 def test_pooled_values_equal_numpys_mean_of_the_raw_activations(images, narrow):
     model = common.build_model(32, 4, "iii")
-    network.load_weights(model, "none", seed=0)
-    names = common.feature_layers(model, "all")
-    pooled, columns = common.pooled_model(model, names)
+    load_weights(model, "none", seed=0)
+    names = common.layer_names(model, "all")
+    pooled, columns = common.feature_extractor(model, names)
     features = pooled.predict_on_batch(images)
     raw = keras.Model(model.input, [model.get_layer(name).output for name in names])
     for name, activation in zip(names, raw.predict_on_batch(images)):

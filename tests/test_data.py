@@ -13,9 +13,9 @@ import pytest
 from conftest import COUNTS, MEDIUMS, read_rows, supports, write_csv
 from PIL import Image
 
+from transfer.console import BadInput
 from transfer.data import load_dataset
 from transfer.images import load_images
-from transfer.screen import BadInput
 
 TEST_SUPPORTS = {  # MAMe's test split, as the study's report lists them
     "Albumen photograph": 700,
@@ -178,7 +178,9 @@ def test_the_record_holds_whatever_the_seed_and_new_pictures_join_it(classes, ca
         write_picture(classes / "linen" / f"{number}.png", "linen", number)
     after = load_dataset(classes, seed=6)
     for split, files in files_of(before).items():
-        assert set(files) <= set(files_of(after)[split])  # nothing that was trained on is tested now
+        assert set(files) <= set(
+            files_of(after)[split]
+        )  # nothing that was trained on is tested now
     assert [supports(after, split)["linen"] for split in ("train", "val", "test")] == [14, 2, 4]
 
 
@@ -288,10 +290,15 @@ def test_splits_by_hand_are_known_by_their_usual_names(tmp_path, names, capsys):
         write_picture(tmp_path / split / label / f"{number}.png", label, number)
     write_picture(tmp_path / names.split()[0] / "loose.png", "brick", 99)
     dataset = load_dataset(tmp_path)
-    assert (dataset.labels, [len(split.files) for split in dataset.splits.values()]) == (CLASSES, [3, 3, 3])
+    assert (dataset.labels, [len(split.files) for split in dataset.splits.values()]) == (
+        CLASSES,
+        [3, 3, 3],
+    )
     assert "1 pictures that lie in no class's folder" in capsys.readouterr().out
     (tmp_path / names.split()[1]).rename(tmp_path / "wood")
-    with pytest.raises(BadInput, match="named like splits"):  # of which wood would be a class, and so they
+    with pytest.raises(
+        BadInput, match="named like splits"
+    ):  # of which wood would be a class, and so they
         load_dataset(tmp_path)
 
 
@@ -332,11 +339,11 @@ def test_results_among_the_pictures_are_no_class(classes, script, capsys):
 def test_edited_and_copied_pictures_are_told_apart(classes, tmp_path):
     before = load_dataset(classes)
     shutil.copytree(classes, tmp_path / "copy" / "walls")  # with the times
-    assert load_dataset(tmp_path / "copy" / "walls").pictures == before.pictures
+    assert load_dataset(tmp_path / "copy" / "walls").content_key == before.content_key
     path = classes / "brick" / "0.png"
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # what a tool leaves that keeps the size
     after = load_dataset(classes)
-    assert after.fingerprint == before.fingerprint and after.pictures != before.pictures
+    assert after.fingerprint == before.fingerprint and after.content_key != before.content_key
 
 
 def test_views_of_one_object_stay_together(tmp_path, capsys):
@@ -345,7 +352,11 @@ def test_views_of_one_object_stay_together(tmp_path, capsys):
         write_picture(tmp_path / "objects" / label / f"chair {item}" / f"{view}.png", label, number)
         write_picture(tmp_path / "names" / label / f"chair{item}_{view}.png", label, number)
     dataset = load_dataset(tmp_path / "objects")
-    place = {file.rpartition("/")[0]: split for split, files in files_of(dataset).items() for file in files}
+    place = {
+        file.rpartition("/")[0]: split
+        for split, files in files_of(dataset).items()
+        for file in files
+    }
     assert sum(map(len, files_of(dataset).values())) == 2 * len(place)
     for split, files in files_of(dataset).items():
         assert len(files) == {"train": 42, "val": 6, "test": 12}[split]
@@ -379,13 +390,22 @@ def test_a_large_object_leaves_no_split_empty(tmp_path, seed):
 def test_copies_stay_together_and_are_named(classes, capsys):
     for number in range(4):
         shutil.copy(classes / "brick" / "0.png", classes / "brick" / f"copy{number}.png")
-        shutil.copy(classes / "linen" / f"{2 * number}.png", classes / "slate" / f"linen{number}.png")
-    place = {file: split for split, files in files_of(load_dataset(classes)).items() for file in files}
-    assert len({place["brick/0.png"], *(place[f"brick/copy{number}.png"] for number in range(4))}) == 1
+        shutil.copy(
+            classes / "linen" / f"{2 * number}.png", classes / "slate" / f"linen{number}.png"
+        )
+    place = {
+        file: split for split, files in files_of(load_dataset(classes)).items() for file in files
+    }
+    assert (
+        len({place["brick/0.png"], *(place[f"brick/copy{number}.png"] for number in range(4))}) == 1
+    )
     for number in range(4):
         assert place[f"linen/{2 * number}.png"] == place[f"slate/linen{number}.png"]
     out = capsys.readouterr().out
-    assert "Warning: 4 pictures lie in several classes" in out and "linen/0.png = slate/linen0.png" in out
+    assert (
+        "Warning: 4 pictures lie in several classes" in out
+        and "linen/0.png = slate/linen0.png" in out
+    )
     assert "several splits" not in out
     shutil.copytree(classes / "slate", classes.parent / "by hand" / "train" / "slate")
     shutil.copytree(classes / "brick", classes.parent / "by hand" / "train" / "brick")
@@ -402,11 +422,26 @@ def test_names_that_are_not_utf8(classes, workdir, narrow, script):
         for path in sorted((classes / label).glob("[0-9].*")):
             os.rename(path, os.fsencode(path.parent) + b"/K\xf6ln" + os.fsencode(path.name))
     flags = ("--image-size", "32", "--weights", "none")
-    script("random_forest", "--data", classes, *flags, "--layers", "conv", "--trees", "2", "--out", "run")
+    script(
+        "random_forest",
+        "--data",
+        classes,
+        *flags,
+        "--layers",
+        "conv",
+        "--trees",
+        "2",
+        "--out",
+        "run",
+    )
     script("test_model", "--run", "run")
     script("test_model", "--run", "run", "--predict", classes / "brick")
     assert "K\\udcf6ln0.png" in (classes / "split.csv").read_text(encoding="utf-8")
-    lines = (workdir / "run" / "predicted" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (workdir / "run" / "predicted" / "predictions.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     assert {Path(json.loads(line)["file"]).exists() for line in lines} == {True}
     assert len(lines) == 10 and len(read_rows(workdir / "run" / "test" / "predictions.csv")) == 6
 
@@ -415,7 +450,9 @@ def test_two_forms_of_one_letter_are_one_class(classes):
     (classes / "slate").rename(classes / unicodedata.normalize("NFD", "Möbel"))
     labels = load_dataset(classes).labels
     assert labels == ["Möbel", "brick", "linen"]
-    (classes / unicodedata.normalize("NFD", "Möbel")).rename(classes / "Möbel")  # as a zip leaves it
+    (classes / unicodedata.normalize("NFD", "Möbel")).rename(
+        classes / "Möbel"
+    )  # as a zip leaves it
     again = load_dataset(classes)
     assert again.labels == labels and sum(len(split.files) for split in again.splits.values()) == 30
     for number in range(5):
@@ -430,7 +467,9 @@ def test_a_record_that_a_spreadsheet_wrote_is_read(classes):
     text = text.replace(";train;", ";Train;").replace("\n", "\r\n") + ";;\r\n"
     (classes / "split.csv").write_text("\ufeff" + text, encoding="utf-8", newline="")
     assert files_of(load_dataset(classes)) == before
-    assert (classes / "split.csv").read_text(encoding="utf-8").startswith("\ufeff")  # nothing was drawn
+    assert (
+        (classes / "split.csv").read_text(encoding="utf-8").startswith("\ufeff")
+    )  # nothing was drawn
 
 
 def test_kinds_of_pictures_that_are_not_read_are_named(classes, capsys):
@@ -447,12 +486,18 @@ def test_what_of_any_split_cannot_be_read_is_said_before_training(classes, workd
     bad = files_of(load_dataset(classes))["test"][0]
     (classes / bad).write_bytes(b"GIF89a")
     small = ("--image-size", "32", "--weights", "none", "--data", classes)
-    for command in (("finetune", "--head", "i"), ("train_pretrained",), ("random_forest", "--trees", "2")):
+    for command in (
+        ("finetune", "--head", "i"),
+        ("train_pretrained",),
+        ("random_forest", "--trees", "2"),
+    ):
         with pytest.raises(BadInput, match=f"(?s)1 images .*{bad}: it is not a picture"):
             script(*command, *small)
     assert not (workdir / "runs").exists()
     (classes / bad).unlink()
-    with pytest.raises(BadInput, match=r"(?s)delete the rows of the 1 that are gone in split.csv.*no such"):
+    with pytest.raises(
+        BadInput, match=r"(?s)delete the rows of the 1 that are gone in split.csv.*no such"
+    ):
         script("finetune", "--head", "i", *small)
     for path in (classes / "slate").rglob("*.*"):
         path.write_bytes(b"")
@@ -460,9 +505,20 @@ def test_what_of_any_split_cannot_be_read_is_said_before_training(classes, workd
         script("finetune", "--head", "i", *small, "--skip-unreadable")
 
 
-def test_an_old_run_is_tested_on_pictures_that_came_and_went(classes, workdir, narrow, script, capsys):
+def test_an_old_run_is_tested_on_pictures_that_came_and_went(
+    classes, workdir, narrow, script, capsys
+):
     small = ("--image-size", "32", "--weights", "none", "--data", classes)
-    command = ("random_forest", *small, "--layers", "conv", "--classifier", "linear", "--alpha", "100")
+    command = (
+        "random_forest",
+        *small,
+        "--layers",
+        "conv",
+        "--classifier",
+        "linear",
+        "--alpha",
+        "100",
+    )
     script(*command)
     gone = files_of(load_dataset(classes))["train"][0]
     (classes / gone).unlink()

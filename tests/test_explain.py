@@ -7,9 +7,9 @@ from PIL import Image
 
 from common import build_model, split_model
 from transfer import explain, plots
+from transfer.files import read_json
 from transfer.images import decode_image
-from transfer.network import load_model, load_weights
-from transfer.store import read_json
+from transfer.weights import load_model, load_weights
 
 NETWORK, FOREST = "runs/tiny-finetune-i-none", "runs/tiny-forest-none-all-trees12-leaf2"
 
@@ -43,7 +43,7 @@ def test_grad_cam_of_the_layer_wise_head_is_the_weighted_sum_too(tiny, narrow):
     import keras
 
     keras.utils.set_random_seed(0)
-    model = build_model(32, 4, "layers")
+    model = build_model(32, 4, "multilayer")
     load_weights(model, "none", 0)
     rng = np.random.default_rng(0)
     normalisation = model.get_layer("batch_normalization")
@@ -52,7 +52,9 @@ def test_grad_cam_of_the_layer_wise_head_is_the_weighted_sum_too(tiny, narrow):
     images = np.stack([decode_image(tiny / "data_256" / f"test.{n}.0.jpeg", 32) for n in range(2)])
     maps = explain.grad_cam(model, images)
     outputs = keras.Model(model.input, [model.get_layer("block5_conv3").output, model.output])
-    activations, probabilities = (np.asarray(a, "float64") for a in outputs.predict_on_batch(images))
+    activations, probabilities = (
+        np.asarray(a, "float64") for a in outputs.predict_on_batch(images)
+    )
     count = activations.shape[-1]
     gamma, _, _, variance = (array[-count:] for array in drawn)
     scale = gamma / np.sqrt(variance + normalisation.epsilon)
@@ -82,10 +84,14 @@ def test_explanations_are_drawn(tiny, in_runs, script, capsys):
 def test_the_gallery_shows_the_most_confident_mistakes(tiny, in_runs, script, monkeypatch):
     galleries = []
     draw = plots.plot_gallery
-    monkeypatch.setattr(plots, "plot_gallery", lambda *given: galleries.append(given) or draw(*given))
+    monkeypatch.setattr(
+        plots, "plot_gallery", lambda *given: galleries.append(given) or draw(*given)
+    )
     script("test_model", "--run", NETWORK, "--data", tiny, "--explain")
     folder = in_runs / NETWORK / "test"
-    rows = [row for row in read_rows(folder / "predictions.csv") if row["true"] != row["predicted_1"]]
+    rows = [
+        row for row in read_rows(folder / "predictions.csv") if row["true"] != row["predicted_1"]
+    ]
     (_, mistakes, _, notice), *_ = galleries
     assert notice == "TINY DATASET of the tests."
     assert {path.name for path, *_ in mistakes} == {row["file"] for row in rows}
@@ -112,4 +118,4 @@ def test_importance_is_the_sum_over_a_layers_features(tiny, in_runs):
     assert importance["block3_conv2"] == pytest.approx(expected)
     assert features["block3_conv2"] == pytest.approx(256 / 12416)
     last, _ = explain.layer_importance(pipeline, {"a": [0, 12000], "b": [12000, 12416]}, "b,a")
-    assert list(last) == ["a", "b"]  # in the order of the columns, as `take_layers` takes them
+    assert list(last) == ["a", "b"]  # in the order of the columns, as `select_columns` takes them

@@ -14,10 +14,10 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transfer import network
+from transfer.console import BadInput
 from transfer.data import load_dataset
 from transfer.features import load_features
-from transfer.screen import BadInput
+from transfer.weights import load_model
 
 FUZZ = settings(
     max_examples=150,
@@ -32,8 +32,26 @@ CELLS = st.one_of(
     ),
     st.text(max_size=12),
 )
-FLAGS = ["--head", "--unfreeze", "--epochs", "--seed", "--trees", "--leaf", "--grid", "--layers", "--run"]
-FLAGS += ["--augment", "--final-augment", "--l2", "--learning-rate", "--image-size", "--part", "--top"]
+FLAGS = [
+    "--head",
+    "--unfreeze",
+    "--epochs",
+    "--seed",
+    "--trees",
+    "--leaf",
+    "--grid",
+    "--layers",
+    "--run",
+]
+FLAGS += [
+    "--augment",
+    "--final-augment",
+    "--l2",
+    "--learning-rate",
+    "--image-size",
+    "--part",
+    "--top",
+]
 VALUES = ["i", "iii", "stepped", "0", "2", "-1", "nan", "1e999", "all", "none", "fc", "nowhere", ""]
 VALUES.append("9" * 30)
 
@@ -41,7 +59,11 @@ VALUES.append("9" * 30)
 def run(*command, cwd, **options):
     script, *flags = map(str, command)
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *flags], cwd=cwd, capture_output=True, text=True, **options
+        [sys.executable, str(ROOT / script), *flags],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        **options,
     )
 
 
@@ -57,7 +79,10 @@ def assert_refused(done, *words):
 @pytest.mark.parametrize(
     ("command", "limit"),
     [
-        (("finetune.py", "--head", "i", "--epochs", "1"), 3_000_000),  # in the first epoch's weights
+        (
+            ("finetune.py", "--head", "i", "--epochs", "1"),
+            3_000_000,
+        ),  # in the first epoch's weights
         (("random_forest.py", "--trees", "2"), 60_000),  # in the images
         (("random_forest.py", "--trees", "2"), 400_000),  # in the features
     ],
@@ -80,7 +105,7 @@ def test_a_network_with_code_in_it_is_refused(tmp_path):
     outputs = keras.layers.Lambda(lambda x: [Path("/tmp/ran").touch(), x][1])(inputs)
     keras.Model(inputs, outputs).save(tmp_path / "code.keras")
     with pytest.raises(BadInput, match=r"code\.keras"):
-        network.load_model(tmp_path / "code.keras")
+        load_model(tmp_path / "code.keras")
 
 
 def accept_or_refuse(call):
@@ -126,10 +151,14 @@ def test_any_features_are_read_or_refused(tiny, stored_features, workdir, name, 
         small = np.load(folder / "val.npy")[:, :64]
         np.save(folder / "val.npy", small)  # small, so that the header is hit often
         notes = json.loads((folder / "features.json").read_text())
-        (folder / "features.json").write_text(json.dumps(notes | {"layers": {"block1_conv1": [0, 64]}}))
+        (folder / "features.json").write_text(
+            json.dumps(notes | {"layers": {"block1_conv1": [0, 64]}})
+        )
     path = folder / name
     kept = {
-        file: file.read_bytes() for file in folder.glob("*") if not file.name.startswith(("train", "test"))
+        file: file.read_bytes()
+        for file in folder.glob("*")
+        if not file.name.startswith(("train", "test"))
     }
     try:
         place, change, cut = damage

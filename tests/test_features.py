@@ -9,11 +9,11 @@ import pytest
 from conftest import only_run, read_rows, write_csv
 
 import common
-from transfer import network
+from transfer.console import BadInput
 from transfer.data import load_dataset
 from transfer.features import load_features
 from transfer.images import load_images
-from transfer.screen import BadInput
+from transfer.weights import load_weights
 
 
 @pytest.fixture
@@ -33,16 +33,18 @@ def test_stored_features_are_those_of_the_network_row_by_row(tiny, folder):
     rows = read_rows(folder / "val.csv")
     assert [row["file"] for row in rows] == dataset.splits["val"].files.tolist()
     assert [int(row["label"]) for row in rows] == dataset.splits["val"].labels.tolist()
-    assert [row["medium"] for row in rows] == [dataset.labels[int(row["label"])] for row in rows]
+    assert [row["class"] for row in rows] == [dataset.labels[int(row["label"])] for row in rows]
     model = common.build_model(32, 4, "gap")
-    network.load_weights(model, "none", seed=0)
+    load_weights(model, "none", seed=0)
     raw = keras.Model(model.input, model.get_layer("block3_conv2").output)
     start, stop = json.loads((folder / "features.json").read_text())["layers"]["block3_conv2"]
     expected = np.asarray(raw.predict_on_batch(images)).mean(axis=(1, 2))
     np.testing.assert_allclose(features[:5, start:stop], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("layers", "count"), [("all", 12416), ("last", 1472), ("block5_conv3", 512)])
+@pytest.mark.parametrize(
+    ("layers", "count"), [("all", 12416), ("last", 1472), ("block5_conv3", 512)]
+)
 def test_layer_sets_are_columns_of_one_extraction(tiny, folder, layers, count):
     dataset = load_dataset(tiny)
     features, labels, files = load_features(folder, dataset, "train", layers)
@@ -65,14 +67,18 @@ def test_another_dataset_is_refused(folder, own_tiny):
     root, rows = own_tiny
     file, _, museum, split = rows[0]
     write_csv(root, [(file, "Woodcut", museum, split), *rows[1:]])
-    with pytest.raises(BadInput, match="of other pictures than .*0 are gone, 0 new, or some were edited"):
+    with pytest.raises(
+        BadInput, match="of other pictures than .*0 are gone, 0 new, or some were edited"
+    ):
         load_features(folder, load_dataset(root), "train", "all")
 
 
 def test_another_network_into_the_same_folder_is_refused(tiny, folder, script):
     before = (folder / "features.json").read_bytes()
     with pytest.raises(BadInput, match="weights_sha256"):
-        script("extract_features", "--data", tiny, "--weights", "none", "--seed", "1", "--out", folder)
+        script(
+            "extract_features", "--data", tiny, "--weights", "none", "--seed", "1", "--out", folder
+        )
     assert (folder / "features.json").read_bytes() == before
 
 
@@ -117,19 +123,25 @@ def test_an_unknown_layer_is_named(tiny, workdir, script):
 def test_features_of_convolutions_at_another_size_than_the_networks(tiny, workdir, narrow, script):
     """An average over positions does not care: the same values as from a network made for that size."""
     model = common.build_model(48, 4, "i")
-    network.load_weights(model, "none", seed=3)
+    load_weights(model, "none", seed=3)
     model.save("own.keras")
     flags = ("--data", tiny, "--weights", "own.keras")
-    with pytest.raises(BadInput, match=r"dense layers of own\.keras take images of 48 .*--layers conv"):
+    with pytest.raises(
+        BadInput, match=r"dense layers of own\.keras take images of 48 .*--layers conv"
+    ):
         script("extract_features", *flags, "--image-size", "64")
     for layers in ("conv", "block3_conv1,block5_conv3"):
-        script("extract_features", *flags, "--image-size", "64", "--layers", layers, "--out", layers)
+        script(
+            "extract_features", *flags, "--image-size", "64", "--layers", layers, "--out", layers
+        )
     dataset = load_images(load_dataset(tiny), ("val",), 64, "none")
     larger = common.build_model(64, 4, "gap")
     for name in common.convolutions(larger):
         larger.get_layer(name).set_weights(model.get_layer(name).get_weights())
     images = dataset.splits["val"].images[np.arange(12)]
-    raw = keras.Model(larger.input, larger.get_layer("block5_conv3").output).predict_on_batch(images)
+    raw = keras.Model(larger.input, larger.get_layer("block5_conv3").output).predict_on_batch(
+        images
+    )
     expected = np.asarray(raw).mean(axis=(1, 2))
     for layers in ("conv", "block3_conv1,block5_conv3"):
         found = np.load(f"{layers}/val.npy")[:, -expected.shape[1] :]
@@ -199,6 +211,8 @@ def test_three_parts_are_one_extraction_bit_by_bit(tiny, workdir, narrow, script
     for split in ("train", "val"):
         found = (workdir / "parts" / f"{split}.npy").read_bytes()
         assert found == (workdir / "whole" / f"{split}.npy").read_bytes()
-    assert len(list((workdir / "parts").glob("test.part-*.npy"))) == 3  # of test, which nobody needed
+    assert (
+        len(list((workdir / "parts").glob("test.part-*.npy"))) == 3
+    )  # of test, which nobody needed
     with pytest.raises(BadInput, match="fewer batches"):
         script(*command, "many", "--part", "9/9")

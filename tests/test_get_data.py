@@ -11,9 +11,9 @@ import pytest
 from conftest import COUNTS, supports
 
 import get_data
+from transfer.console import BadInput
 from transfer.data import load_dataset
-from transfer.demo import MEDIUMS, draw_image, write_demo
-from transfer.screen import BadInput
+from transfer.demo import MEDIUMS, render_texture, write_demo
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ def test_fetches_unpacks_and_checks(server, tmp_path, tiny, script, capsys):
     assert not list(tmp_path.rglob("outside.txt"))
 
 
-def test_fetching_again_downloads_nothing_and_names_missing_images(server, tmp_path, script, monkeypatch):
+def test_fetching_again_downloads_nothing_and_names_missing_images(
+    server, tmp_path, script, monkeypatch
+):
     url, _ = server
     root = tmp_path / "mame"
     script("get_data", "mame", "--data", root, "--url", url)
@@ -102,9 +104,9 @@ def test_demo_has_mames_layout_and_says_what_it_is(tmp_path):
 
 @pytest.mark.parametrize("medium", sorted(MEDIUMS))
 def test_demo_pictures_follow_their_seed(medium):
-    picture = draw_image(medium, (0, 1))
+    picture = render_texture(medium, (0, 1))
     assert picture.shape == (256, 256, 3)
     assert picture.dtype == np.uint8
     assert picture.std() > 8  # not blank
-    np.testing.assert_array_equal(picture, draw_image(medium, (0, 1)))
-    assert np.any(picture != draw_image(medium, (0, 2)))
+    np.testing.assert_array_equal(picture, render_texture(medium, (0, 1)))
+    assert np.any(picture != render_texture(medium, (0, 2)))

@@ -11,10 +11,11 @@ import pytest
 from conftest import COUNTS, write_csv
 from PIL import Image, ImageDraw, ImageOps
 
-from transfer.data import load_dataset, walk_pictures
+from transfer.console import BadInput
+from transfer.data import load_dataset
 from transfer.features import load_features
+from transfer.folders import walk_pictures
 from transfer.images import decode_all, decode_image, load_images
-from transfer.screen import BadInput
 
 
 def test_images_equal_pillow_and_come_from_the_cache(tiny, tmp_path, monkeypatch):
@@ -179,7 +180,9 @@ def test_transparent_places_are_white(tmp_path, hidden, kind):
         if mode == "P":
             picture = picture.quantize(2, dither=Image.Dither.NONE)
             given["transparency"] = picture.getpixel((0, 0))
-    picture.save(path, **given, **({"lossless": True, "exact": True} if kind.endswith("webp") else {}))
+    picture.save(
+        path, **given, **({"lossless": True, "exact": True} if kind.endswith("webp") else {})
+    )
     decoded = decode_image(path, 64)
     assert tuple(decoded[32, 32]) == RED and tuple(decoded[2, 2]) == WHITE
 
@@ -229,7 +232,9 @@ def write_png(path, pixels, more=b""):
     height, width, channels = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    chunks = (
+        chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
 
 
@@ -252,13 +257,15 @@ def test_large_pictures_are_read_where_they_fit(tmp_path, monkeypatch):
     paths = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.png")]
     whole, bad = decode_all(paths, 32)
     assert bad == {}
-    monkeypatch.setattr("transfer.images.LARGE", 100 * 100)
+    monkeypatch.setattr("transfer.images.LARGE_PIXELS", 100 * 100)
     assert decode_all(paths, 32)[1] == {}
     memory = 10 * 4 * 900 * 600 - 1  # a byte less than the PNG needs
     monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else memory)
     images, bad = decode_all(paths, 32)
     assert np.abs(images[0].astype(int) - whole[0]).max() <= 3  # reduced by the decoder
-    assert set(bad) == {1, 2} and "its 900 x 600 pixels would take 0.0 GB, more than a tenth" in bad[2]
+    assert (
+        set(bad) == {1, 2} and "its 900 x 600 pixels would take 0.0 GB, more than a tenth" in bad[2]
+    )
 
 
 def test_kinds_of_phones_and_of_museums_servers(tmp_path):
@@ -279,7 +286,9 @@ def test_what_is_stored_is_keyed_by_the_times_and_the_rules(own_tiny, tmp_path, 
         return load_images(load_dataset(root), ("val",), 32, tmp_path).splits["val"].images[[0]]
 
     row = load_dataset(root).splits["val"].files.tolist().index("val.0.0.jpeg")
-    before = load_images(load_dataset(root), ("val",), 32, tmp_path).splits["val"].images[row].copy()
+    before = (
+        load_images(load_dataset(root), ("val",), 32, tmp_path).splits["val"].images[row].copy()
+    )
     size = path.stat().st_size
     negative = ImageOps.invert(Image.open(path))
     negative.save(path, "JPEG", quality=60)
@@ -311,7 +320,9 @@ def test_an_unreadable_file_is_tried_again(own_tiny, workdir, narrow, script, mo
         kept = load_images(load_dataset(root), ("train",), 32, "cache", skip_unreadable=True)
         assert len(kept.splits["train"].images) == 31
         script("random_forest", *flags, "--skip-unreadable")
-    assert len(load_images(load_dataset(root), ("train",), 32, "cache").splits["train"].images) == 32
+    assert (
+        len(load_images(load_dataset(root), ("train",), 32, "cache").splits["train"].images) == 32
+    )
     with monkeypatch.context() as patch:
         patch.setattr("transfer.images.decode_image", None)  # from then on the cache is whole
         load_images(load_dataset(root), ("train",), 32, "cache")

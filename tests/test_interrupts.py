@@ -16,20 +16,20 @@ from conftest import ROOT, call_script, narrow_vgg16, only_run
 
 import common
 import random_forest
-from transfer import network
-from transfer.screen import BadInput
-from transfer.store import write_json
+from transfer.console import BadInput
+from transfer.files import write_json
 from transfer.study import UNFREEZE
+from transfer.weights import load_model, load_weights
 
 RUN = ("--head", "iii", "--epochs", "2")
-STEPS = (("dense", ()), ("dense again", ()))  # as quick as steps can be
-MOMENTS = [  # each of both steps has 2 epochs; each epoch and each step ends with one commit
+STAGES = (("dense", ()), ("dense again", ()))  # as quick as stages can be
+MOMENTS = [  # each of both stages has 2 epochs; each epoch and each stage ends with one commit
     ("sync", 1, True),  # the first epoch's weights are written, but not committed
     ("sync", 2, True),  # those of the best epoch too
     ("sync", 3, True),  # those of the second epoch
-    ("write_csv", 2, True),  # the last epoch is committed, but neither in history.csv nor its step
-    ("write_csv", 3, False),  # model.keras is there, its step is not committed
-    ("write_json", 3, False),  # between the steps
+    ("write_csv", 2, True),  # the last epoch is committed, but neither in history.csv nor its stage
+    ("write_csv", 3, False),  # model.keras is there, its stage is not committed
+    ("write_json", 3, False),  # between the stages
     ("write_json", 7, True),  # all but metrics.json is there
 ]
 
@@ -41,13 +41,13 @@ class Unplugged(BaseException):
 @pytest.fixture(autouse=True)
 def every_epoch_and_no_curves(monkeypatch, narrow):
     """Each epoch is written, whatever time that takes; drawing curves takes longer than these epochs do."""
-    monkeypatch.setattr("transfer.train.MOST_OF_TIME", np.inf)
+    monkeypatch.setattr("transfer.train.MAX_CHECKPOINT_SHARE", np.inf)
     monkeypatch.setattr("transfer.train.plot_curves", lambda *_: None)
 
 
 def outcome(run):
     """What must not depend on an interruption: metrics, history, and weights by layer."""
-    model = network.load_model(run)
+    model = load_model(run)
     arrays = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
     return (run / "metrics.json").read_bytes(), (run / "history.csv").read_bytes(), arrays
 
@@ -61,7 +61,7 @@ def assert_same(found, expected):
 
 
 def unplug_at(monkeypatch, name, call, before=False):
-    """Let the `call`-th call of train.py's store.<name> raise Unplugged, before or after its work."""
+    """Let the `call`-th call of train.py's files.<name> raise Unplugged, before or after its work."""
     store, calls = importlib.import_module("transfer.train").store, [0]
     original = getattr(store, name)
 
@@ -83,7 +83,7 @@ def uninterrupted(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         narrow_vgg16(patch)
         patch.chdir(folder)
-        patch.setitem(UNFREEZE, "none", STEPS)
+        patch.setitem(UNFREEZE, "none", STAGES)
         call_script("finetune", "--data", tiny, *RUN)
     run = only_run(folder)
     return run
@@ -94,7 +94,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     uninterrupted, tiny, workdir, script, monkeypatch, moment
 ):
     shutil.copytree(uninterrupted.parents[1] / "data", workdir / "data")
-    monkeypatch.setitem(UNFREEZE, "none", STEPS)
+    monkeypatch.setitem(UNFREEZE, "none", STAGES)
     with monkeypatch.context() as patch:
         unplug_at(patch, *moment)
         with pytest.raises(Unplugged):
@@ -110,16 +110,16 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 def test_epochs_that_were_not_written_are_trained_again(
     uninterrupted, tiny, workdir, script, monkeypatch, moment
 ):
-    """The first one alone is written; the second of the first step is lost, or the first of the second."""
+    """The first one alone is written; the second of the first stage is lost, or the first of the second."""
     shutil.copytree(uninterrupted.parents[1] / "data", workdir / "data")
-    monkeypatch.setitem(UNFREEZE, "none", STEPS)
-    monkeypatch.setattr("transfer.train.MOST_OF_TIME", 1e-9)
+    monkeypatch.setitem(UNFREEZE, "none", STAGES)
+    monkeypatch.setattr("transfer.train.MAX_CHECKPOINT_SHARE", 1e-9)
     with monkeypatch.context() as patch:
         unplug_at(patch, *moment)
         with pytest.raises(Unplugged):
             script("finetune", "--data", tiny, *RUN)
     state = json.loads((only_run(workdir) / "resume" / "state.json").read_text())
-    assert (state["step"], len(state["history"])) == ((1, 1) if moment[1] == 2 else (2, 2))
+    assert (state["stage"], len(state["history"])) == ((1, 1) if moment[1] == 2 else (2, 2))
     script("finetune", "--data", tiny, *RUN)
     assert_same(outcome(only_run(workdir)), outcome(uninterrupted))
 
@@ -171,11 +171,22 @@ def test_what_is_never_resumed(tiny, workdir, monkeypatch, script):
 def test_weights_that_changed_since_are_never_resumed_with(tiny, workdir, monkeypatch, script):
     def write_base(seed):
         model = common.build_model(32, 4, "gap")
-        network.load_weights(model, "none", seed)
+        load_weights(model, "none", seed)
         model.save("base.keras")
 
     write_base(0)
-    flags = ("--data", tiny, "--weights", "base.keras", "--head", "i", "--epochs", "2", "--out", "cut")
+    flags = (
+        "--data",
+        tiny,
+        "--weights",
+        "base.keras",
+        "--head",
+        "i",
+        "--epochs",
+        "2",
+        "--out",
+        "cut",
+    )
     with monkeypatch.context() as patch:
         unplug_at(patch, "write_json", 1)
         with pytest.raises(Unplugged):
@@ -193,7 +204,9 @@ def test_a_run_that_another_process_writes_is_left_alone(tiny, workdir, script):
     with FileLock(workdir / "runs" / f".{name}.lock"):
         script("finetune", "--data", tiny, "--head", "i", "--epochs", "1")
         with pytest.raises(BadInput, match="another process"):
-            script("finetune", "--data", tiny, "--head", "i", "--epochs", "1", "--out", f"runs/{name}")
+            script(
+                "finetune", "--data", tiny, "--head", "i", "--epochs", "1", "--out", f"runs/{name}"
+            )
     assert [path.name for path in (workdir / "runs").glob("[!.]*")] == [f"{name}-2"]
 
 
@@ -241,14 +254,22 @@ def test_a_grid_goes_on_at_its_last_forest(tiny, workdir, stored_features, scrip
     assert len(fitted) == len(settings) + len(stops)  # each interrupted forest was fitted twice
     assert list(dict.fromkeys(fitted)) == settings
     run = only_run(workdir)
-    for name in ("metrics.json", "forests.csv"):
+    for name in ("metrics.json", "classifiers.csv"):
         assert (run / name).read_bytes() == (workdir / "whole" / name).read_bytes()
     assert zipfile.ZipFile(run / "pipeline.skops").testzip() is None
 
 
 @pytest.mark.slow
 def test_control_c_ends_cleanly_and_says_how_to_go_on(tiny, tmp_path):
-    command = [sys.executable, "-u", str(ROOT / "finetune.py"), "--data", str(tiny), "--epochs", "500"]
+    command = [
+        sys.executable,
+        "-u",
+        str(ROOT / "finetune.py"),
+        "--data",
+        str(tiny),
+        "--epochs",
+        "500",
+    ]
 
     def heed_control_c():  # a shell has what it runs in the background ignore it
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -8,9 +8,9 @@ from conftest import MEDIUMS, read_rows
 from PIL import Image
 
 from transfer import predict
+from transfer.console import BadInput
 from transfer.data import load_dataset
-from transfer.screen import BadInput
-from transfer.store import read_json
+from transfer.files import read_json
 
 NETWORK, FOREST = "runs/tiny-finetune-i-none", "runs/tiny-forest-none-all-trees12-leaf2"
 
@@ -34,7 +34,9 @@ def test_predictions_are_those_of_the_test_split(tiny, in_runs, script, capsys, 
         for rank in range(1, len(MEDIUMS) + 1):
             probability = float(row[f"probability_{rank}"])
             assert float(rows[name][f"probability_{rank}"]) == pytest.approx(probability, abs=1e-4)
-    assert sum(found["probability"] for found in lines[0]["predictions"]) == pytest.approx(1, abs=1e-4)
+    assert sum(found["probability"] for found in lines[0]["predictions"]) == pytest.approx(
+        1, abs=1e-4
+    )
     assert {line["dataset"] for line in lines} == {"tiny"}
 
 
@@ -53,7 +55,13 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_done(tiny, in_runs, scr
     (in_runs / "broken.jpg").write_bytes(b"GIF")
     (in_runs / "text.txt").write_text("no picture")
     Image.new("L", (300, 20)).save(in_runs / "grey.png")
-    names = ["broken.jpg", "grey.png", "text.txt", "nowhere.png", tiny / "data_256" / "test.0.0.jpeg"]
+    names = [
+        "broken.jpg",
+        "grey.png",
+        "text.txt",
+        "nowhere.png",
+        tiny / "data_256" / "test.0.0.jpeg",
+    ]
     script("test_model", "--run", NETWORK, "--out", "said", "--predict", *names)
     lines = read_lines(in_runs / "said" / "predictions.jsonl")
     assert {line["file"] for line in lines if "predictions" in line} == {"grey.png", str(names[-1])}
@@ -110,7 +118,14 @@ def test_an_interrupted_command_goes_on(tiny, in_runs, script, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         script(*command)
     script(*command)
-    assert asked == [20, 20, 20, 20, 6, 0]  # the second block was being written; nothing is unreadable
+    assert asked == [
+        20,
+        20,
+        20,
+        20,
+        6,
+        0,
+    ]  # the second block was being written; nothing is unreadable
     for name in ("predictions.csv", "predictions.jsonl"):
         found = (in_runs / NETWORK / "predicted" / name).read_bytes()
         assert found == (in_runs / "whole" / name).read_bytes()
@@ -119,27 +134,31 @@ def test_an_interrupted_command_goes_on(tiny, in_runs, script, monkeypatch):
 def test_the_confidence_is_the_lowest_that_is_right_often_enough():
     confidence = [0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.4]
     right = [True, True, False, True, True, True, False]
-    assert predict.confidence_for(confidence, right, 1.0) == 0.8
-    assert predict.confidence_for(confidence, right, 0.8) == 0.5
-    assert predict.confidence_for(confidence, right, 0.75) == 0.5
-    assert predict.confidence_for(confidence[::-1], right[::-1], 0.7) == 0.4
-    assert predict.confidence_for([0.6, 0.6], [True, False], 0.9) == float("inf")  # equals go together
+    assert predict.confidence_threshold(confidence, right, 1.0) == 0.8
+    assert predict.confidence_threshold(confidence, right, 0.8) == 0.5
+    assert predict.confidence_threshold(confidence, right, 0.75) == 0.5
+    assert predict.confidence_threshold(confidence[::-1], right[::-1], 0.7) == 0.4
+    assert predict.confidence_threshold([0.6, 0.6], [True, False], 0.9) == float(
+        "inf"
+    )  # equals go together
 
 
 @pytest.mark.parametrize(("run", "pictures"), [(NETWORK, "*.*"), (FOREST, "*.1.?.jpg")])
-def test_without_enough_confidence_the_answer_is_unsure(tiny, in_runs, script, capsys, run, pictures):
+def test_without_enough_confidence_the_answer_is_unsure(
+    tiny, in_runs, script, capsys, run, pictures
+):
     pictures = sorted((tiny / "data_256").glob(pictures))
     script("test_model", "--run", run, "--predict", *pictures, "--accept", "0.95")
     answers = read_json(in_runs / run / "validation.json")
     assert len(answers["confidence"]) == len(answers["right"]) == 12
-    least = predict.confidence_for(*answers.values(), 0.95)
+    least = predict.confidence_threshold(*answers.values(), 0.95)
     rows = read_rows(in_runs / run / "predicted" / "predictions.csv")
     for row in rows:
         expected = row["predicted_1"] if float(row["probability_1"]) >= least - 1e-6 else "unsure"
         assert row["answer"] == expected or abs(float(row["probability_1"]) - least) < 1e-5
-    assert [line["answer"] for line in read_lines(in_runs / run / "predicted" / "predictions.jsonl")] == [
-        row["answer"] for row in rows
-    ]
+    assert [
+        line["answer"] for line in read_lines(in_runs / run / "predicted" / "predictions.jsonl")
+    ] == [row["answer"] for row in rows]
     assert "answer" in capsys.readouterr().out
     script("test_model", "--run", run, "--accept", "0.95")
     figures = json.loads((in_runs / run / "test" / "metrics.json").read_text())["accept"]

@@ -10,7 +10,9 @@ COUNTS = {"train": 4, "val": 2, "test": 4}
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("layout", [pytest.param("DIR/SPLIT/CLASS", marks=pytest.mark.slow), "DIR/CLASS"])
+@pytest.mark.parametrize(
+    "layout", [pytest.param("DIR/SPLIT/CLASS", marks=pytest.mark.slow), "DIR/CLASS"]
+)
 def test_photographs_in_folders_go_from_end_to_end(shared, workdir, narrow, script, capsys, layout):
     """TrashNet, six photographs of each material and split, to a confusion matrix and predictions."""
     root = workdir / "photographs"
@@ -26,7 +28,11 @@ def test_photographs_in_folders_go_from_end_to_end(shared, workdir, narrow, scri
     script("test_model", "--run", run)
     metrics = json.loads((run / "test" / "metrics.json").read_text())
     assert list(metrics["classes"]) == ["cardboard", "glass", "metal", "paper", "plastic", "trash"]
-    assert metrics["images"] == np.sum(metrics["confusion_matrix"]) == 6 * (6 if "SPLIT" in layout else 4)
+    assert (
+        metrics["images"]
+        == np.sum(metrics["confusion_matrix"])
+        == 6 * (6 if "SPLIT" in layout else 4)
+    )
     assert (root / "split.csv").exists() == ("SPLIT" not in layout)
     script("test_model", "--run", run, "--predict", root)
     lines = (run / "predicted" / "predictions.jsonl").read_text().splitlines()

@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
 from transfer import report
+from transfer.console import BadInput
 from transfer.data import load_dataset
 from transfer.images import load_images
 from transfer.plots import fonts_for, plot_confusion
-from transfer.screen import BadInput
 
 RUNS = ("runs/tiny-forest-none-all-trees12-leaf2", "runs/tiny-finetune-i-none")
 
@@ -56,7 +56,7 @@ def test_figures_are_scikit_learns_and_tied_to_files(tiny, in_runs, script, caps
 
 
 def test_network_predictions_are_the_models_own_for_each_file(tiny, in_runs, script):
-    from transfer.network import load_model
+    from transfer.weights import load_model
 
     run = in_runs / "runs" / "tiny-finetune-i-none"
     script("test_model", "--run", run, "--data", tiny, "--batch-size", "5")
@@ -134,7 +134,9 @@ def test_what_does_not_fit_is_refused(tiny, own_tiny, in_runs, script):
     root, rows = own_tiny
     labels = (root / "MAMe_labels.csv").read_text().replace("Bronze", "Brass")
     (root / "MAMe_labels.csv").write_text(labels)
-    write_csv(root, [(file, medium.replace("Bronze", "Brass"), *rest) for file, medium, *rest in rows])
+    write_csv(
+        root, [(file, medium.replace("Bronze", "Brass"), *rest) for file, medium, *rest in rows]
+    )
     with pytest.raises(BadInput, match="other classes"):
         script("test_model", "--run", run, "--data", root)
     path = in_runs / run / "model.keras"
@@ -148,7 +150,9 @@ def test_wilsons_interval_is_his_formula(right, count):
     z, share = 1.959963984540054, right / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    assert report.wilson(right / count, count) == pytest.approx((middle - half, middle + half), abs=1e-12)
+    assert report.wilson(right / count, count) == pytest.approx(
+        (middle - half, middle + half), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 1), (0, 7), (12, 3)])
@@ -206,7 +210,9 @@ def test_runs_of_two_datasets_are_not_compared(in_runs, script):
 def test_balanced_accuracy_comes_first_where_classes_are_unequal(tiny, capsys, counts, first):
     dataset, labels = load_dataset(tiny), np.repeat([0, 1, 2, 3], [counts[0], *[counts[1]] * 3])
     split = dataset.splits["test"]
-    rows = np.concatenate([np.flatnonzero(split.labels == n)[: np.sum(labels == n)] for n in range(4)])
+    rows = np.concatenate(
+        [np.flatnonzero(split.labels == n)[: np.sum(labels == n)] for n in range(4)]
+    )
     dataset = replace(dataset, splits={**dataset.splits, "test": split.take(rows)})
     tested = report.evaluate(dataset, {file: np.eye(4)[0] for file in split.files[rows].tolist()})
     report.print_report(tested.figures, dataset)
@@ -227,7 +233,11 @@ def test_letters_that_no_font_has_are_said_once(tmp_path, capsys, recwarn):
         "b",
     ):  # STIX, which matplotlib brings along, has the first of these, and none the second
         plot_confusion(
-            np.eye(2, dtype=int), ["\u27fc \ue154", "\U00013000"], tmp_path / f"{name}.png", "", None
+            np.eye(2, dtype=int),
+            ["\u27fc \ue154", "\U00013000"],
+            tmp_path / f"{name}.png",
+            "",
+            None,
         )
     assert capsys.readouterr().out.count("No font here has the letters \U00013000") == 1
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

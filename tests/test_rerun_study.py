@@ -8,7 +8,7 @@ import pytest
 from conftest import read_rows
 
 import rerun_study
-from transfer.screen import BadInput
+from transfer.console import BadInput
 from transfer.study import CLAIMS, VAL_ACCURACY
 
 NAME = "runs/study-tiny"
@@ -32,13 +32,18 @@ def called(script, monkeypatch, narrow):
 def figures_in(folder):
     """{row: val_accuracy}, read from the runs themselves."""
 
-    def steps(run):
-        return [s["val_accuracy"] for s in json.loads((folder / run / "metrics.json").read_text())["steps"]]
+    def stages(run):
+        return [
+            s["val_accuracy"]
+            for s in json.loads((folder / run / "metrics.json").read_text())["stages"]
+        ]
 
-    expected = dict(zip(("dense, augmentation", "all unfrozen, augmentation"), steps("all-augment")))
-    stepped = steps("stepped")
+    expected = dict(
+        zip(("dense, augmentation", "all unfrozen, augmentation"), stages("all-augment"))
+    )
+    stepped = stages("stepped")
     expected |= {"head iii": stepped[0], "stepwise, no augmentation": stepped[2]}
-    expected |= {"stepwise, then augmentation": stepped[3], "head i": steps("head-i")[0]}
+    expected |= {"stepwise, then augmentation": stepped[3], "head i": stages("head-i")[0]}
     for run in ("forest-on-all-augment", "forest-on-stepped"):
         metrics = json.loads((folder / run / "metrics.json").read_text())
         expected[rerun_study.FINE_TUNED[run]] = metrics["val_accuracy"]
@@ -59,7 +64,9 @@ def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, ca
     folder = workdir / NAME / "seed-0"
     expected = figures_in(folder)
     tested = [
-        Path(flags[flags.index("--run") + 1]).name for name, flags in called if name == "test_model.py"
+        Path(flags[flags.index("--run") + 1]).name
+        for name, flags in called
+        if name == "test_model.py"
     ]
     assert tested[0] in rerun_study.COMMANDS and tested[1] in rerun_study.OURS
     for row, figure in expected.items():
@@ -96,7 +103,9 @@ def test_a_claim_holds_where_the_difference_is_clear(capsys, tiny):
 
 
 def test_a_command_that_fails_ends_it(tiny, workdir, monkeypatch):
-    monkeypatch.setattr(rerun_study.subprocess, "run", lambda command: type("Done", (), {"returncode": 2}))
+    monkeypatch.setattr(
+        rerun_study.subprocess, "run", lambda command: type("Done", (), {"returncode": 2})
+    )
     with pytest.raises(BadInput, match=r"finetune\.py ended with status 2"):
         rerun_study.main(["--data", str(tiny)])
     with pytest.raises(BadInput, match="--seeds instead of --seed"):

@@ -16,9 +16,11 @@ from conftest import ROOT
 
 import finetune
 import random_forest
-from transfer import flags, study, train
+from transfer import recipes, study, train
 
-SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+SCRIPTS = sorted(
+    path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
 
 
 def run(*command, cwd, **more):
@@ -35,12 +37,16 @@ def run(*command, cwd, **more):
 
 
 def test_the_commands_in_the_documents_parse():
-    text = "".join(path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    text = "".join(
+        path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    )
     commands = re.findall(r"python (\w+)\.py([^\n`#']*)", text.replace("$SLURM_ARRAY_TASK_ID", "1"))
     commands = [(name, given) for name, given in commands if f"{name}.py" in SCRIPTS]
     assert len(commands) > 30
     for name, given in commands:  # $W stands for two flags; aligned notes follow two spaces
-        given = given.replace("$W", "--weights W --precision bfloat16").split("  ")[0].split("...")[0]
+        given = (
+            given.replace("$W", "--weights W --precision bfloat16").split("  ")[0].split("...")[0]
+        )
         importlib.import_module(name).parse_args(shlex.split(given))
 
 
@@ -56,8 +62,10 @@ def test_the_commands_in_the_documents_are_the_rows_that_they_stand_in():
         module = importlib.import_module(row[1] or script)
         args, numbers = module.parse_args(shlex.split(row[2])), re.findall(r"\d+(?:\.\d+)?", line)
         if module is finetune:
-            whole = len(train.plan_steps(args))
-            found = [r["figures"][3] for last, r in train.fine_tuning_rows(vars(args)) if last == whole]
+            whole = len(train.plan_stages(args))
+            found = [
+                r["figures"][3] for last, r in study.fine_tuning_rows(vars(args)) if last == whole
+            ]
         else:
             [((layers, discretized), settings)] = random_forest.plan_settings(args).items()
             own = {"layers": layers, "discretize": discretized, **settings[0]}
@@ -71,8 +79,11 @@ def test_the_commands_in_the_documents_are_the_rows_that_they_stand_in():
 
 def test_the_strong_recipe_is_what_the_documents_say():
     better = " ".join((ROOT / "docs" / "better.md").read_text("utf-8").split())
-    for epochs, rate in (("epochs", "learning_rate"), ("fine_tune_epochs", "fine_tune_learning_rate")):
-        said = f"{flags.STRONG[epochs]} epochs at {flags.STRONG[rate]:.0e}".replace("e-0", "e-")
+    for epochs, rate in (
+        ("epochs", "learning_rate"),
+        ("fine_tune_epochs", "fine_tune_learning_rate"),
+    ):
+        said = f"{recipes.STRONG[epochs]} epochs at {recipes.STRONG[rate]:.0e}".replace("e-0", "e-")
         assert said in better
 
 
@@ -80,7 +91,9 @@ def test_the_strong_recipe_is_what_the_documents_say():
 def test_help_imports_nothing_heavy(script, tmp_path):
     start = time.perf_counter()
     done = run(script, "--help", cwd=tmp_path)
-    assert time.perf_counter() - start < 5  # a heavy import takes longer; it is a fraction of a second
+    assert (
+        time.perf_counter() - start < 5
+    )  # a heavy import takes longer; it is a fraction of a second
     assert done.returncode == 0
     assert "--data DIR" in done.stdout
     code = "import os, sys, runpy\nsys.argv = [sys.argv[1], '--help']\n"
@@ -89,7 +102,10 @@ def test_help_imports_nothing_heavy(script, tmp_path):
     code += "except SystemExit: print([m for m in ('keras', 'tensorflow', 'sklearn', 'matplotlib')"
     code += " if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT / script)], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", code, str(ROOT / script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert done.stdout.endswith("[]\n"), done.stderr
 
@@ -106,7 +122,8 @@ def test_help_imports_nothing_heavy(script, tmp_path):
         ("extract_features.py", "--part", "3/2"),
         ("test_model.py", "--run", "nowhere", "--data", "nowhere"),
         pytest.param(
-            ("get_data.py", "mame", "--url", "http://127.0.0.1:9", "--data", "here"), marks=pytest.mark.slow
+            ("get_data.py", "mame", "--url", "http://127.0.0.1:9", "--data", "here"),
+            marks=pytest.mark.slow,
         ),
         ("get_data.py", "everything"),
     ],
@@ -119,14 +136,18 @@ def test_bad_input_is_one_sentence_and_status_2(command, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("backend", "reason"), [("torch", "No module named 'torch'"), ("jaxx", "jaxx")])
+@pytest.mark.parametrize(
+    ("backend", "reason"), [("torch", "No module named 'torch'"), ("jaxx", "jaxx")]
+)
 @pytest.mark.parametrize("script", ["extract_features.py", "test_model.py"])
 def test_a_backend_that_is_not_there_is_named(script, backend, reason, tmp_path):
     if backend == "torch" and find_spec("torch"):
         pytest.skip("torch is installed")
     done = run(script, cwd=tmp_path, KERAS_BACKEND=backend)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"Keras cannot be loaded ({reason}" in done.stderr or reason in done.stderr.splitlines()[-1]
+    assert (
+        f"Keras cannot be loaded ({reason}" in done.stderr or reason in done.stderr.splitlines()[-1]
+    )
     assert "set KERAS_BACKEND to tensorflow, jax or torch" in done.stderr
 
 
@@ -142,7 +163,9 @@ def test_output_of_another_encoding_and_a_reader_that_has_enough(tiny, tmp_path)
     assert done.returncode == 0 and "\\u91d1\\u5c5e" in done.stdout
     command = " ".join([sys.executable, str(ROOT / command[0]), *command[1:]])
     done = subprocess.run(
-        ["bash", "-c", f"{command} | head -2; exit ${{PIPESTATUS[0]}}"], cwd=tmp_path, capture_output=True
+        ["bash", "-c", f"{command} | head -2; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        capture_output=True,
     )
     assert (done.returncode, done.stderr) == (141, b"")
 

@@ -1,4 +1,4 @@
-"""Training in steps, and the scripts that do it: train.py, finetune.py, train_pretrained.py."""
+"""Training in stages, and the scripts that do it: train.py, finetune.py, train_pretrained.py."""
 
 import dataclasses
 import json
@@ -12,13 +12,14 @@ from conftest import narrow_vgg16, only_run, read_rows
 
 import common
 import finetune
-from transfer import features, flags, network, store
+from transfer import activations, recipes
 from transfer import train as train_module
+from transfer.console import BadInput
 from transfer.data import load_dataset
 from transfer.images import Rows, load_images
-from transfer.screen import BadInput
-from transfer.study import UNFREEZE
-from transfer.train import Resume, Step, fine_tuning_rows, new_optimizer, plan_steps, train_step
+from transfer.study import UNFREEZE, fine_tuning_rows
+from transfer.train import Checkpoint, Stage, new_optimizer, plan_stages, train_stage
+from transfer.weights import load_model, load_weights, with_precision
 
 FAST = ("--epochs", "1", "--fine-tune-epochs", "1")
 
@@ -28,26 +29,30 @@ def make(tiny, cache, head="iii", seed=0):
     keras.utils.set_random_seed(seed)
     dataset = load_images(load_dataset(tiny), ("train", "val"), 32, str(cache))
     model = common.build_model(32, 4, head)
-    network.load_weights(model, "none", seed)
+    load_weights(model, "none", seed)
     return model, dataset
 
 
-def step(blocks=(), **settings):
-    """A Step of one epoch, or as `settings` say."""
+def stage(blocks=(), **settings):
+    """A Stage of one epoch, or as `settings` say."""
     usual = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16, "seed": 0}
-    return Step("", blocks, **usual | settings)
+    return Stage("", blocks, **usual | settings)
 
 
 def train(model, planned, dataset, folder, cache=None):
-    """Train one Step, remembered in the new folder `folder`; returns the rows of its history."""
+    """Train one Stage, remembered in the new folder `folder`; returns the rows of its history."""
     folder.mkdir(parents=True, exist_ok=True)
-    resume = Resume.read(folder)
-    train_step(model, planned, dataset, str(cache or folder), resume)
+    resume = Checkpoint.read(folder)
+    train_stage(model, planned, dataset, str(cache or folder), resume)
     return resume.history
 
 
 def snapshot(model):
-    return {layer.name: [w.copy() for w in layer.get_weights()] for layer in model.layers if layer.weights}
+    return {
+        layer.name: [w.copy() for w in layer.get_weights()]
+        for layer in model.layers
+        if layer.weights
+    }
 
 
 def changed(before, model):
@@ -63,7 +68,7 @@ def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path, narrow):
     head = {"batch_normalization", "fc1", "fc2", "fc3", "predictions"}
     for number, (name, blocks) in enumerate(UNFREEZE["stepped"]):
         before = snapshot(model)
-        train(model, step(blocks), dataset, tmp_path / str(number))
+        train(model, stage(blocks), dataset, tmp_path / str(number))
         conv = {name for name in common.convolutions(model) if name.split("_")[0] in blocks}
         assert changed(before, model) == head | conv, name
     assert conv == set(common.convolutions(model))
@@ -75,7 +80,7 @@ def test_each_step_changes_just_the_layers_it_names(tiny, tmp_path, narrow):
         ("iii", (), "block5_pool", "float32"),
         ("iii", (), "block5_pool", "bfloat16"),
         ("iii", ("block4", "block5"), "block3_pool", "float32"),
-        ("layers", (), "features", "float32"),
+        ("multilayer", (), "features", "float32"),
     ],
 )
 @pytest.mark.usefixtures("narrow")
@@ -84,8 +89,8 @@ def test_training_on_cached_activations_equals_the_uncached_run(
 ):
     def losses(cache, folder):
         model, dataset = make(tiny, tmp_path / "images", head=head)
-        model = network.with_precision(model, precision)
-        planned = step(blocks, epochs=2, learning_rate=1e-4 if blocks else 1e-3)
+        model = with_precision(model, precision)
+        planned = stage(blocks, epochs=2, learning_rate=1e-4 if blocks else 1e-3)
         history = train(model, planned, dataset, folder, cache)
         return [(row["loss"], row["val_loss"]) for row in history], snapshot(model)
 
@@ -100,12 +105,14 @@ def test_training_on_cached_activations_equals_the_uncached_run(
             np.testing.assert_allclose(ours, theirs, atol=3e-4)
 
 
-def test_a_short_step_gives_batch_normalisation_the_statistics_of_its_images(tiny, tmp_path, narrow):
+def test_a_short_step_gives_batch_normalisation_the_statistics_of_its_images(
+    tiny, tmp_path, narrow
+):
     """Of its first averages, zeros and ones, a few updates at Keras' momentum would leave nearly all."""
-    model, dataset = make(tiny, tmp_path, head="layers")
+    model, dataset = make(tiny, tmp_path, head="multilayer")
     features = keras.Model(model.input, model.get_layer("features").output)
     expected = features.predict(dataset.splits["train"].images, verbose=0)
-    train(model, step(schedule="cosine"), dataset, tmp_path / "run")
+    train(model, stage(schedule="cosine"), dataset, tmp_path / "run")
     layer = model.get_layer("batch_normalization")
     mean, spread = expected.mean(0), expected.std(0)
     used = spread > 1e-3
@@ -115,9 +122,9 @@ def test_a_short_step_gives_batch_normalisation_the_statistics_of_its_images(tin
 
 def test_the_layer_wise_head_sees_what_changes_in_any_block(tiny, tmp_path, narrow):
     """Its frozen blocks give something to the head beside what they give to the next block."""
-    model, dataset = make(tiny, tmp_path / "images", head="layers")
+    model, dataset = make(tiny, tmp_path / "images", head="multilayer")
     before = snapshot(model)
-    train(model, step(("block4", "block5")), dataset, tmp_path / "run", tmp_path / "images")
+    train(model, stage(("block4", "block5")), dataset, tmp_path / "run", tmp_path / "images")
     assert not list((tmp_path / "images").glob("*block3_pool*"))
     head = {"batch_normalization", "predictions"}
     blocks = {name for name in common.convolutions(model) if name.startswith(("block4", "block5"))}
@@ -128,20 +135,20 @@ def test_activations_are_kept_only_where_there_is_room(tiny, tmp_path, narrow, m
     model, dataset = make(tiny, tmp_path / "images", head="i")
     cache = tmp_path / "images"
     with monkeypatch.context() as patch:
-        patch.setattr(features, "MOST_OF_DISK", 0)
-        train(model, step(), dataset, tmp_path / "1", cache)
+        patch.setattr(activations, "MAX_DISK_SHARE", 0)
+        train(model, stage(), dataset, tmp_path / "1", cache)
     assert "too much, so each epoch computes them again" in capsys.readouterr().out
     assert not list((tmp_path / "images").glob("*pool*.npy"))
-    train(model, step(), dataset, tmp_path / "2", cache)
+    train(model, stage(), dataset, tmp_path / "2", cache)
     assert "The activations of block5_pool, computed once, take 0.00 GB" in capsys.readouterr().out
-    train(model, step(), dataset, tmp_path / "3", cache)
+    train(model, stage(), dataset, tmp_path / "3", cache)
     assert "activations" not in capsys.readouterr().out  # they are there and take nothing more
 
 
 def test_activation_cache_follows_the_weights(tiny, tmp_path, narrow):
     for number, seed in enumerate((0, 1, 0)):
         model, dataset = make(tiny, tmp_path, seed=seed)
-        train(model, step(), dataset, tmp_path / str(number), tmp_path)
+        train(model, stage(), dataset, tmp_path / str(number), tmp_path)
     assert len(list(tmp_path.glob("*-train-*block5_pool*.npy"))) == 2
 
 
@@ -165,10 +172,10 @@ def test_weights_are_written_as_often_as_time_allows(tmp_path, monkeypatch):
     def slowly(path):
         clock[0] += 1
 
-    monkeypatch.setattr("transfer.train.store", SimpleNamespace(**vars(store) | {"sync": slowly}))
+    monkeypatch.setattr("transfer.train.sync", slowly)
     model.compile("adam", "mse")
     model.stop_training = False
-    resume, written = Resume.read(tmp_path), {}
+    resume, written = Checkpoint.read(tmp_path), {}
     for epoch in range(90):
         clock[0] += 1
         row = {"val_accuracy": epoch / 100}  # always a better one
@@ -182,7 +189,7 @@ def test_weights_are_written_as_often_as_time_allows(tmp_path, monkeypatch):
 
 def test_a_step_ends_with_the_weights_of_its_best_val_accuracy(tiny, tmp_path, narrow):
     model, dataset = make(tiny, tmp_path, head="i")
-    history = train(model, step(learning_rate=1e-3, epochs=8), dataset, tmp_path / "run")
+    history = train(model, stage(learning_rate=1e-3, epochs=8), dataset, tmp_path / "run")
     seen = [row["val_accuracy"] for row in history]
     assert len(set(seen)) > 1  # else the test says nothing
     assert evaluate(model, dataset) == pytest.approx(max(seen))
@@ -195,11 +202,13 @@ def evaluate(model, dataset):
     return model.evaluate(x, dataset.splits["val"].labels, verbose=0, return_dict=True)["accuracy"]
 
 
-def test_a_log_file_gets_a_line_now_and_then_within_an_epoch(tiny, tmp_path, narrow, monkeypatch, capsys):
-    monkeypatch.setattr("transfer.screen.LINE_EVERY", 0)
-    monkeypatch.setattr("transfer.screen.SHOWN_AFTER", 0)
+def test_a_log_file_gets_a_line_now_and_then_within_an_epoch(
+    tiny, tmp_path, narrow, monkeypatch, capsys
+):
+    monkeypatch.setattr("transfer.console.LINE_EVERY", 0)
+    monkeypatch.setattr("transfer.console.SHOWN_AFTER", 0)
     model, dataset = make(tiny, tmp_path, head="gap")
-    train(model, step(), dataset, tmp_path / "run")
+    train(model, stage(), dataset, tmp_path / "run")
     errors = capsys.readouterr().err
     assert re.search(r"^epoch 1: 16 of 32 images, .*images/s, .* left$", errors, re.MULTILINE)
 
@@ -207,18 +216,18 @@ def test_a_log_file_gets_a_line_now_and_then_within_an_epoch(tiny, tmp_path, nar
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("settings", [{}, {"blocks": ("block5",), "augment": True}])
 def test_several_steps_at_once_train_the_same(tiny, tmp_path, monkeypatch, capsys, settings):
-    monkeypatch.setattr("transfer.screen.LINE_EVERY", 0)
-    monkeypatch.setattr("transfer.screen.SHOWN_AFTER", 0)
+    monkeypatch.setattr("transfer.console.LINE_EVERY", 0)
+    monkeypatch.setattr("transfer.console.SHOWN_AFTER", 0)
 
     def trained(folder):
         model, dataset = make(tiny, tmp_path / "images", head="gap")
-        history = train(model, step(batch_size=5, epochs=2, **settings), dataset, folder)
+        history = train(model, stage(batch_size=5, epochs=2, **settings), dataset, folder)
         lines = re.findall(r"epoch 2: (\d+) of 32 images", capsys.readouterr().err)
         return history, snapshot(model), {int(count) for count in lines}
 
     history, arrays, seen = trained(tmp_path / "single")
     assert {5, 10, 15} <= seen
-    monkeypatch.setattr("transfer.train.STEPS_AT_ONCE", 3)
+    monkeypatch.setattr("transfer.train.STEPS_PER_EXECUTION", 3)
     monkeypatch.setattr("transfer.train.accelerators", lambda backend: ["a GPU"])
     history_at_once, arrays_at_once, seen = trained(tmp_path / "at-once")
     assert seen - {0} == {15, 30, 32}  # of seven batches; Keras looked after three, six and all
@@ -228,19 +237,21 @@ def test_several_steps_at_once_train_the_same(tiny, tmp_path, monkeypatch, capsy
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_large_head_alone_is_compiled_by_xla_and_trains_the_same(tiny, tmp_path, narrow, monkeypatch):
+def test_a_large_head_alone_is_compiled_by_xla_and_trains_the_same(
+    tiny, tmp_path, narrow, monkeypatch
+):
     if keras.backend.backend() != "tensorflow":
         pytest.skip("the others decide for themselves")
     model, dataset = make(tiny, tmp_path)
     parts = [common.split_model(model, "block5_pool")[1], common.augmented_model(model)]
     histories = []
     for most in (10**9, 1):
-        monkeypatch.setattr("transfer.train.LARGE", most)
+        monkeypatch.setattr("transfer.train.LARGE_MODEL", most)
         for part in parts:
-            train_module.compile_step(part, step(), 2, common.Share())
+            train_module.compile_stage(part, stage(), 2, common.Share())
         assert [part.jit_compile for part in parts] == [most == 1, False]
         fresh, _ = make(tiny, tmp_path)
-        histories.append(train(fresh, step(epochs=3), dataset, tmp_path / str(most), tmp_path))
+        histories.append(train(fresh, stage(epochs=3), dataset, tmp_path / str(most), tmp_path))
     for ours, theirs in zip(*histories):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
@@ -251,17 +262,17 @@ def test_workers_draw_a_large_part_s_batches_and_change_nothing(
 ):
     if keras.backend.backend() != "tensorflow":
         pytest.skip("the others have no thread that tunes the input")
-    drawn, histories, original = [], [], train_module.step_batches
+    drawn, histories, original = [], [], train_module.stage_batches
 
     def remembered(*given):
         drawn.extend(original(*given))
         return drawn[-2:]
 
-    monkeypatch.setattr(train_module, "step_batches", remembered)
+    monkeypatch.setattr(train_module, "stage_batches", remembered)
     for most in (10**9, 1):
-        monkeypatch.setattr("transfer.train.LARGE", most)
+        monkeypatch.setattr("transfer.train.LARGE_MODEL", most)
         model, dataset = make(tiny, tmp_path)
-        unfrozen = step(("block5",), epochs=3, augment=augment)
+        unfrozen = stage(("block5",), epochs=3, augment=augment)
         histories.append(train(model, unfrozen, dataset, tmp_path / str(most), tmp_path))
     assert [batches.workers for batches in drawn] == [1, 1, 2, 2]
     assert histories[0] == histories[1]
@@ -296,17 +307,34 @@ def test_a_stepped_run_leaves_its_record(tiny, workdir, script, capsys, monkeypa
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     # model.keras is the epoch that the metrics speak of
     dataset = load_images(load_dataset(tiny), ("val",), 32)
-    assert evaluate(network.load_model(run), dataset) == pytest.approx(metrics["val_accuracy"])
+    assert evaluate(load_model(run), dataset) == pytest.approx(metrics["val_accuracy"])
 
 
-def test_the_same_command_gives_the_same_figures_and_overwrites_nothing(tiny, workdir, narrow, script):
+def test_the_same_command_gives_the_same_figures_and_overwrites_nothing(
+    tiny, workdir, narrow, script
+):
     for _ in range(2):
         script("finetune", "--data", tiny, "--head", "i", "--augment", *FAST)
     first, second = sorted((workdir / "runs").glob("[!.]*"))
-    assert [first.name, second.name] == ["tiny-finetune-i-none-augment", "tiny-finetune-i-none-augment-2"]
+    assert [first.name, second.name] == [
+        "tiny-finetune-i-none-augment",
+        "tiny-finetune-i-none-augment-2",
+    ]
     one, two = ((run / "metrics.json").read_bytes() for run in (first, second))
     assert one == two
-    script("finetune", "--data", tiny, "--head", "i", "--augment", *FAST, "--seed", "1", "--out", "other")
+    script(
+        "finetune",
+        "--data",
+        tiny,
+        "--head",
+        "i",
+        "--augment",
+        *FAST,
+        "--seed",
+        "1",
+        "--out",
+        "other",
+    )
     assert (workdir / "other" / "metrics.json").read_bytes() != one
 
 
@@ -314,13 +342,13 @@ def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir,
     script("train_pretrained", "--data", tiny, "--top", "gap")
     run = only_run(workdir)
     assert run.name == "tiny-pretrained-gap"
-    pretrained = network.load_model(run)
+    pretrained = load_model(run)
     new = common.build_model(32, 4, "gap")
-    network.load_weights(new, "none", seed=0)
+    load_weights(new, "none", seed=0)
     conv = common.convolutions(new)
     assert changed(snapshot(new), pretrained) >= set(conv)  # it trained every one of them
     script("finetune", "--data", tiny, "--weights", run, "--out", "tuned", *FAST)
-    tuned = network.load_model(workdir / "tuned")
+    tuned = load_model(workdir / "tuned")
     for name in conv:
         for ours, theirs in zip(
             tuned.get_layer(name).get_weights(), pretrained.get_layer(name).get_weights()
@@ -331,7 +359,7 @@ def test_pretrained_convolutions_are_what_fine_tuning_starts_from(tiny, workdir,
 def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(tiny, workdir, narrow, script):
     script("finetune", "--data", tiny, "--head", "iii", "--precision", "bfloat16", *FAST)
     run = only_run(workdir)
-    model = network.load_model(run)
+    model = load_model(run)
     assert model.get_layer("block3_conv1").compute_dtype == "bfloat16"
     assert model.get_layer("predictions").compute_dtype == "float32"
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
@@ -347,14 +375,14 @@ def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(tiny, workdir,
 
 def test_the_studys_recipe_is_what_the_flags_were_before():
     args = vars(finetune.parse_args([]))
-    keys = ("recipe", "head", "unfreeze", "augment", "optimizer", "schedule")
-    assert [args[key] for key in keys] == ["study", "iii", "none", False, "adam", "constant"]
+    keys = ("recipe", "head", "unfreeze", "augment", "schedule")
+    assert [args[key] for key in keys] == ["study", "iii", "none", False, "constant"]
     assert len(fine_tuning_rows(args)) == 2
 
 
 def test_flags_override_the_recipe():
     strong = vars(finetune.parse_args(["--recipe", "strong"]))
-    assert {key: strong[key] for key in flags.RECIPES["strong"]} == flags.RECIPES["strong"]
+    assert {key: strong[key] for key in recipes.RECIPES["strong"]} == recipes.RECIPES["strong"]
     assert fine_tuning_rows(strong) == []
     assert fine_tuning_rows(vars(finetune.parse_args(["--schedule", "cosine"]))) == []
     args = finetune.parse_args(["--recipe", "strong", "--schedule", "constant", "--head", "i"])
@@ -366,16 +394,24 @@ def test_flags_override_the_recipe():
 
 
 def test_frozen_and_unfrozen_steps_have_rates_and_epochs_of_their_own():
-    given = ["--augment", "--unfreeze", "all", "--learning-rate", "1", "--fine-tune-learning-rate", "0.1"]
+    given = [
+        "--augment",
+        "--unfreeze",
+        "all",
+        "--learning-rate",
+        "1",
+        "--fine-tune-learning-rate",
+        "0.1",
+    ]
     args = finetune.parse_args(given)
     vars(args).update(epochs=1, fine_tune_epochs=2, batch_size=16)
-    dense, everything = plan_steps(args)
+    dense, everything = plan_stages(args)
     assert (dense.augment, dense.learning_rate, dense.epochs) == (True, 1, 1)
     assert (everything.augment, everything.learning_rate, everything.epochs) == (True, 0.1, 2)
 
 
 def test_a_cosine_rises_and_falls_to_nothing():
-    planned = step(optimizer="sgd", learning_rate=0.4, epochs=10, schedule="cosine")
+    planned = stage(learning_rate=0.4, epochs=10, schedule="cosine")
     optimizer = new_optimizer(planned, 10)
     rates = [float(optimizer._learning_rate(update)) for update in range(101)]
     assert rates[:11] == pytest.approx(np.linspace(0, 0.4, 11))
@@ -385,36 +421,42 @@ def test_a_cosine_rises_and_falls_to_nothing():
     assert float(one._learning_rate(0)) == pytest.approx(0.4)
 
 
-def test_a_training_that_diverges_ends_with_a_sentence_and_keeps_nothing(tiny, workdir, narrow, script):
+def test_a_training_that_diverges_ends_with_a_sentence_and_keeps_nothing(
+    tiny, workdir, narrow, script
+):
     command = ("finetune", "--data", tiny, "--head", "iii", "--unfreeze", "all", "--epochs", "2")
     for _ in range(2):  # the same command again ends in the same way
         with pytest.raises(BadInput, match=r"diverged in epoch 1 .*nan.*lower --learning-rate"):
             script(*command, "--fine-tune-learning-rate", "1e30", "--fine-tune-epochs", "2")
     run = only_run(workdir)
     assert not (run / "metrics.json").exists()
-    network.load_model(run / "model.keras")  # of the first step; it holds numbers
+    load_model(run / "model.keras")  # of the first stage; it holds numbers
     assert len(read_rows(run / "history.csv")) == 2
 
 
 @pytest.mark.parametrize("room", [True, False])
-def test_a_resumed_step_goes_on_in_the_way_it_began(tiny, workdir, narrow, script, monkeypatch, room):
+def test_a_resumed_step_goes_on_in_the_way_it_began(
+    tiny, workdir, narrow, script, monkeypatch, room
+):
     """On activations or on images, though the disk has no room by now, or has it again."""
     command = ("finetune", "--data", tiny, "--head", "iii", "--epochs", "3")
-    monkeypatch.setattr(features, "MOST_OF_DISK", room)
+    monkeypatch.setattr(activations, "MAX_DISK_SHARE", room)
     script(*command, "--out", "whole")
-    end_epoch = Resume.end_epoch
+    end_epoch = Checkpoint.end_epoch
 
     def stop(self, *given):
         end_epoch(self, *given)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Resume, "end_epoch", stop)
+        patch.setattr(Checkpoint, "end_epoch", stop)
         script(*command, "--out", "cut")
-    assert json.loads((workdir / "cut" / "resume" / "state.json").read_text())["activations"] == room
+    assert (
+        json.loads((workdir / "cut" / "resume" / "state.json").read_text())["activations"] == room
+    )
     for path in workdir.glob("data/cache/*pool*"):
         path.unlink()
-    monkeypatch.setattr(features, "MOST_OF_DISK", not room)
+    monkeypatch.setattr(activations, "MAX_DISK_SHARE", not room)
     script(*command, "--out", "cut")
     assert (workdir / "cut" / "history.csv").read_bytes() == (
         workdir / "whole" / "history.csv"
@@ -427,7 +469,9 @@ def test_balanced_classes_count_alike(tiny, tmp_path, narrow):
     batches.class_weights = np.array([16 / 36, 16 / 9, 16 / 3], "float32")
     _, y, weights = batches[0]
     assert [weights[y == label].sum() for label in range(3)] == pytest.approx([16 / 3] * 3)
-    shared = common.Batches(np.zeros((16, 2)), labels, 10, share=common.Share(4, whole_batches=True))
+    shared = common.Batches(
+        np.zeros((16, 2)), labels, 10, share=common.Share(4, whole_batches=True)
+    )
     shared.class_weights = batches.class_weights
     assert shared[1][2] == pytest.approx([16 / 36] * 2 + [16 / 9] * 3 + [16 / 3, 0, 0])
     model, dataset = make(tiny, tmp_path)
@@ -441,5 +485,7 @@ def test_balanced_classes_count_alike(tiny, tmp_path, narrow):
     losses = []
     for balanced in (False, True):
         model.set_weights(before)
-        losses.append(train(model, step(balanced=balanced), unequal, tmp_path / str(balanced))[0]["loss"])
+        losses.append(
+            train(model, stage(balanced=balanced), unequal, tmp_path / str(balanced))[0]["loss"]
+        )
     assert losses[0] != losses[1]

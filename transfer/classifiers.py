@@ -16,12 +16,15 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from common import discretize, signed_square_root
-from transfer.features import take_layers
+from transfer.console import BadInput, percent, progress
+from transfer.features import select_columns
+from transfer.files import read_csv, read_json, write_atomically, write_csv, write_json
 from transfer.plots import plot_confusion
-from transfer.screen import BadInput, percent, progress
-from transfer.store import read_csv, read_json, write_atomically, write_csv, write_json
 
-SHARPNESS = (-2, 3)  # of a softmax, as a logarithm: it would be infinite where val has no mistake
+TEMPERATURE_BOUNDS = (
+    -2,
+    3,
+)  # of a softmax, as a logarithm: it would be infinite where val has no mistake
 # of a forest that grows: "balanced" would be other weights if it were fitted on other labels
 warnings.filterwarnings("ignore", message="class_weight presets")
 
@@ -30,29 +33,38 @@ def fit_all(plan, dataset, stored, columns, run, seed):
     """Fit every setting of `plan`, each recorded as it ends; returns their rows of metrics. plan: {(layers,
     discretize): settings as `fit_classifiers` takes them}. stored: {"train": (features, labels), "val":
     ...} of all layers, whose `columns` features.json lists. Writes the best one's pipeline and confusion
-    matrix of val (PNG, CSV). RUN/forests.json says which are finished: a rerun fits the others."""
-    state = run / "forests.json"
+    matrix of val (PNG, CSV). RUN/classifiers.json says which are finished: a rerun fits the others."""
+    state = run / "classifiers.json"
     rows = read_json(state) if state.exists() else []
     for (layers, discretized), planned in plan.items():
         chosen = {"layers": layers, "discretize": discretized}
-        done = [{key: row[key] for key in planned[0]} for row in rows if chosen.items() <= row.items()]
+        done = [
+            {key: row[key] for key in planned[0]} for row in rows if chosen.items() <= row.items()
+        ]
         settings = [setting for setting in planned if setting not in done]
         if settings and len(plan) > 1:
             print(f"{layers}{', discretized' * discretized}: {len(settings)} to fit", flush=True)
-        train, val = ((take_layers(x, columns, layers), y) for x, y in stored.values())
+        train, val = ((select_columns(x, columns, layers), y) for x, y in stored.values())
         for pipeline, row, predicted in fit_classifiers(settings, train, val, discretized, seed):
             row = {"layers": layers, **row}
             if best_row([*rows, row]) is row:
                 write_atomically(run / "pipeline.skops", skops.io.dumps(pipeline))
                 counts = confusion_matrix(val[1], predicted, labels=range(len(dataset.labels)))
                 header = ("true", *dataset.labels, "dataset")
-                lines = [(label, *of, dataset.name) for label, of in zip(dataset.labels, counts.tolist())]
+                lines = [
+                    (label, *of, dataset.name) for label, of in zip(dataset.labels, counts.tolist())
+                ]
                 write_csv(run / "confusion_val.csv", [dict(zip(header, line)) for line in lines])
             rows.append(row)
             write_json(state, rows)  # last: a classifier that it does not list is fitted again
-    counts = [row[1:-1] for row in read_csv(run / "confusion_val.csv", "delete this run and fit again")[1:]]
+    counts = [
+        row[1:-1]
+        for row in read_csv(run / "confusion_val.csv", "delete this run and fit again")[1:]
+    ]
     title = f"{run.name}, validation: {percent(best_row(rows)['val_accuracy'])}"
-    plot_confusion(np.array(counts, int), dataset.labels, run / "confusion_val.png", title, dataset.notice)
+    plot_confusion(
+        np.array(counts, int), dataset.labels, run / "confusion_val.png", title, dataset.notice
+    )
     return rows
 
 
@@ -112,7 +124,7 @@ def fit_linear(setting, train, val):
     def loss(logarithm):
         return log_loss(y, softmax(logarithm).predict_proba(x), labels=ridge.classes_)
 
-    return softmax(minimize_scalar(loss, bounds=SHARPNESS).x)
+    return softmax(minimize_scalar(loss, bounds=TEMPERATURE_BOUNDS).x)
 
 
 TRUSTED_TYPES = {

@@ -9,22 +9,43 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from transfer.screen import BadInput, progress
-from transfer.store import locked, write_atomically, write_csv, write_json
+from transfer.console import BadInput, progress
+from transfer.files import locked, write_atomically, write_csv, write_json
+from transfer.recipes import DEMO_DEFAULTS
 from transfer.study import SPLITS
 
 SIZE = 256
-NOTICE = "DEMO DATASET: textures drawn by this project, not MAMe. No figure here is MAMe's."
-DEFAULTS = {"name": "demo", "notice": NOTICE, "image_size": 48, "weights": "none", "batch_size": 32}
-DEFAULTS |= {"learning_rate": 1e-3, "fine_tune_learning_rate": 2e-6, "pretrain_learning_rate": 1e-4}
-DEFAULTS |= {"epochs": 20, "fine_tune_epochs": 2, "pretrain_epochs": 6}
 COLUMNS = "Image file,Medium,Museum,Museum-based instance ID,Subset,Width,Height,Product size,Aspect ratio"
 MUSEUMS = ("Demo museum A", "Demo museum B", "Demo museum C")
 PER_CLASS = {"train": 24, "val": 8}  # images; the test split is not balanced
 MEDIUMS = (
-    *("Albumen photograph", "Bronze", "Ceramic", "Clay", "Engraving", "Etching", "Faience", "Glass"),
-    *("Gold", "Graphite", "Hand-colored engraving", "Hand-colored etching", "Iron", "Ivory", "Limestone"),
-    *("Lithograph", "Marble", "Oil on canvas", "Pen and brown ink", "Polychromed wood", "Porcelain"),
+    *(
+        "Albumen photograph",
+        "Bronze",
+        "Ceramic",
+        "Clay",
+        "Engraving",
+        "Etching",
+        "Faience",
+        "Glass",
+    ),
+    *(
+        "Gold",
+        "Graphite",
+        "Hand-colored engraving",
+        "Hand-colored etching",
+        "Iron",
+        "Ivory",
+        "Limestone",
+    ),
+    *(
+        "Lithograph",
+        "Marble",
+        "Oil on canvas",
+        "Pen and brown ink",
+        "Polychromed wood",
+        "Porcelain",
+    ),
     *("Silk and metal thread", "Silver", "Steel", "Wood", "Wood engraving", "Woodblock", "Woodcut"),
     "Woven fabric",
 )
@@ -36,9 +57,11 @@ def blobs(rng, cells):
     return np.asarray(grid.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) / 0.75
 
 
-def draw_image(medium, seed):
+def render_texture(medium, seed):
     """One picture of a medium, uint8 (256, 256, 3), the same for the same (medium, seed)."""
-    kind = np.random.default_rng(MEDIUMS.index(medium))  # what the pictures of a class have in common
+    kind = np.random.default_rng(
+        MEDIUMS.index(medium)
+    )  # what the pictures of a class have in common
     rng = np.random.default_rng([MEDIUMS.index(medium), *np.atleast_1d(seed)])
     colour, mix = kind.uniform(60, 200, 3), kind.dirichlet((2, 2, 1))
     spacing, cells = kind.uniform(6, 40), kind.integers(3, 40)
@@ -51,7 +74,9 @@ def draw_image(medium, seed):
     surface = surface.reshape(SIZE, SIZE, 1) / np.linalg.norm(mix)
     tint = colour * rng.uniform(0.65, 1.4) * rng.uniform(0.8, 1.2, 3)
     picture = tint + rng.uniform(14, 50) * surface + 20 * blobs(rng, 2)[..., None]
-    return np.clip(picture + rng.normal(0, rng.uniform(4, 16), picture.shape), 0, 255).astype("uint8")
+    return np.clip(picture + rng.normal(0, rng.uniform(4, 16), picture.shape), 0, 255).astype(
+        "uint8"
+    )
 
 
 def demo_rows(per_class):
@@ -63,7 +88,9 @@ def demo_rows(per_class):
         for number, split in enumerate(SPLITS, 1):
             for row in range(max(2, round(counts[split] * per_class / PER_CLASS["train"]))):
                 museum = MUSEUMS[index % 3 if row % 4 else row // 4 % 3]
-                file = f"{number}{index:02d}{row:04d}." + ("jpeg" if museum == MUSEUMS[1] else "jpg")
+                file = f"{number}{index:02d}{row:04d}." + (
+                    "jpeg" if museum == MUSEUMS[1] else "jpg"
+                )
                 rows.append((file, medium, museum, split))
     return rows
 
@@ -74,14 +101,16 @@ def write_demo(root, seed=0, per_class=PER_CLASS["train"]):
     part = root.with_name(f"{root.name}.part")
     with locked(root):
         if root.exists():
-            raise BadInput(f"{root} is there already; delete it, or name another folder with --data.")
+            raise BadInput(
+                f"{root} is there already; delete it, or name another folder with --data."
+            )
         shutil.rmtree(part, ignore_errors=True)  # of a drawing that was interrupted
         (part / "data_256").mkdir(parents=True)
         rows = demo_rows(per_class)
 
         def draw(number):
             file, medium, *_ = rows[number]
-            picture = Image.fromarray(draw_image(medium, (seed, number)))
+            picture = Image.fromarray(render_texture(medium, (seed, number)))
             picture.save(part / "data_256" / file, "JPEG", quality=90)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -95,6 +124,6 @@ def write_demo(root, seed=0, per_class=PER_CLASS["train"]):
         write_csv(part / "MAMe_dataset.csv", [dict(zip(columns, row)) for row in cells])
         labels = "".join(f"{index},{medium}\n" for index, medium in enumerate(MEDIUMS))
         write_atomically(part / "MAMe_labels.csv", labels)
-        write_json(part / "defaults.json", DEFAULTS)
+        write_json(part / "defaults.json", DEMO_DEFAULTS)
         os.replace(part, root)
     return root

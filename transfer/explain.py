@@ -3,13 +3,13 @@
 import keras
 import numpy as np
 
-from common import convolutions, reads_every_layer, select_layers
+from common import convolutions, has_multilayer_head, parse_layers
 from transfer import plots
 from transfer.classifiers import load_pipeline
+from transfer.console import percent, print_table, progress
+from transfer.files import short_name, write_csv
 from transfer.images import decode_image
 from transfer.predict import ranking
-from transfer.screen import percent, print_table, progress
-from transfer.store import short_name, write_csv
 
 GRAD_CAM_BATCH = 32  # pictures
 
@@ -41,7 +41,7 @@ def grad_cam(model, images):
     Returns float32 (b, h, w), each map scaled to a maximum of 1 (or all 0)."""
     *earlier, last = convolutions(model)
     tensors = [model.get_layer(last).output]
-    if reads_every_layer(model):
+    if has_multilayer_head(model):
         tensors += [model.get_layer(f"{name}_mean").output for name in earlier]
     outputs = keras.Model(model.input, [*tensors, model.output]).predict_on_batch(images)
     activations, *means, probabilities = (np.asarray(output, "float32") for output in outputs)
@@ -51,7 +51,9 @@ def grad_cam(model, images):
     softmax = model.get_layer("predictions")
     before, softmax.activation = softmax.activation, keras.activations.linear
     try:
-        slopes = gradient(lambda a: keras.ops.sum(upper([a, *means], training=False) * chosen), activations)
+        slopes = gradient(
+            lambda a: keras.ops.sum(upper([a, *means], training=False) * chosen), activations
+        )
     finally:
         softmax.activation = before
     weights = slopes.astype("float32").mean(axis=(1, 2), keepdims=True)
@@ -63,7 +65,7 @@ def layer_importance(pipeline, columns, layers):
     """({layer: share of the importance}, {layer: share of the features}) of a fitted pipeline. A forest's
     importance of a layer is the sum of its features' (mean decrease of impurity); a linear classifier's is
     the sum of its features' absolute weights, which act on standardised features."""
-    classifier, names = pipeline[-1], select_layers(list(columns), layers)
+    classifier, names = pipeline[-1], parse_layers(list(columns), layers)
     linear = hasattr(classifier, "coef_")
     weights = np.abs(classifier.coef_).sum(axis=0) if linear else classifier.feature_importances_
     widths = [columns[name][1] - columns[name][0] for name in names]
@@ -74,7 +76,7 @@ def layer_importance(pipeline, columns, layers):
 
 
 def explain_test(out, run, dataset, tested, network):
-    """Draw the most confident mistakes of the test split (report.Tested), and why, into folder `out`."""
+    """Draw the most confident mistakes of the test split (report.TestResult), and why, into folder `out`."""
     predicted, confidence = tested.probabilities.argmax(axis=1), tested.probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != tested.true)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
@@ -97,12 +99,17 @@ def explain_test(out, run, dataset, tested, network):
 
 def explain_layers(out, run):
     """Print the importance of each layer for a forest or linear classifier, and write it as CSV."""
-    pipeline, columns = load_pipeline(run.folder / "pipeline.skops"), run.config["features"]["layers"]
+    pipeline, columns = (
+        load_pipeline(run.folder / "pipeline.skops"),
+        run.config["features"]["layers"],
+    )
     shares = layer_importance(pipeline, columns, run.metrics["layers"])
     rows = [(name, *(part[name] for part in shares)) for name in shares[0]]
     header, dataset = ("layer", "importance", "features"), run.config["dataset"]["name"]
     print_table(header, [(name, *map(percent, values)) for name, *values in rows])
-    write_csv(out / "layer_importance.csv", [dict(zip(header, row), dataset=dataset) for row in rows])
+    write_csv(
+        out / "layer_importance.csv", [dict(zip(header, row), dataset=dataset) for row in rows]
+    )
     print(f"The shares of the importance and of the features are in {out}/layer_importance.csv")
 
 
@@ -112,7 +119,9 @@ def explain_pictures(out, network, image_size, rankings, notice):
     files = list(rankings)
     for start in progress(range(0, len(files), GRAD_CAM_BATCH), "drawing"):
         batch = files[start : start + GRAD_CAM_BATCH]
-        maps = grad_cam(network, np.array([decode_image(file, image_size) for file in batch], "uint8"))
+        maps = grad_cam(
+            network, np.array([decode_image(file, image_size) for file in batch], "uint8")
+        )
         for number, (file, heat) in enumerate(zip(batch, maps), start + 1):
             name = f"{number:04d}-{short_name(file.stem)}.png"
             plots.plot_explanation(out / name, file, heat, rankings[file], notice)

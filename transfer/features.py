@@ -1,81 +1,47 @@
-"""What a part of the network gives for every image, computed once and kept on disk: the features of
-classifiers, and the activations of frozen blocks."""
+"""The features of classifiers: extracted, stored, found again and loaded."""
 
 import csv
 import hashlib
 import re
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from keras import backend, ops
 
-from common import Batches, build_model, convolutions, feature_layers, pooled_model, select_layers
-from transfer import network, runs, store
-from transfer.data import RECORD
+from common import build_model, convolutions, feature_extractor, layer_names, parse_layers
+from transfer import runs
+from transfer.activations import cache_outputs, device_batch, output_file
+from transfer.console import BadInput
+from transfer.devices import on_devices
+from transfer.files import (
+    ArrayFile,
+    build_or_load_array,
+    locked,
+    printable,
+    read_csv,
+    read_json,
+    short_name,
+    write_csv,
+    write_json,
+)
+from transfer.folders import RECORD
 from transfer.images import Rows, decode_all, load_images
-from transfer.screen import BadInput
 from transfer.study import SPLITS
+from transfer.weights import (
+    input_size,
+    load_model,
+    load_weights,
+    model_file,
+    read_weights,
+    weights_digest,
+    with_precision,
+)
 
 ORIGINAL_SIZE = 224  # of the images that the original VGG16's fc1 takes, in pixels
-ON_A_GPU = 256  # images in a batch of extraction: on an H100 1.5 times as fast as 32 (benchmarks/README.md)
-MOST_OF_DISK = 0.8  # share of the free space that activations may take; weights and results need some
-
-
-def device_batch(batch_size):
-    """Images in a batch of extraction where training's batches have so many: a GPU takes more at once."""
-    more = max(1, ON_A_GPU // batch_size) if network.accelerators(backend.backend()) else 1
-    return batch_size * more
-
-
-def output_file(model, count, path, description):
-    """The ArrayFile of the output of `model` for so many images, in the precision that it has."""
-    return store.ArrayFile(path, (count, *model.output.shape[1:]), model.output.dtype, description)
-
-
-def keep_outputs(model, images, file, batch_size):
-    """What `model` gives for `images`, uint8 (n, h, w, 3); computed where its `output_file` is missing."""
-    share, predict = network.current_share(), model.predict_on_batch
-    if share.replicas > 1:  # that would not share the batch out
-        predict = partial(model.predict, batch_size=batch_size, verbose=0)
-    batches = Batches(images, np.zeros(len(images), "int64"), batch_size, share=share)
-
-    def fetch(start):
-        batch = batches[start // batch_size][0]
-        return batch if share.replicas > 1 else ops.convert_to_tensor(batch)  # on the device already
-
-    def blocks(starts):
-        for start, batch in zip(starts, store.ahead(fetch, starts)):
-            yield np.asarray(predict(batch))[: len(images) - start]
-
-    return store.make_array(file, blocks, batch_size)
-
-
-def keep_activations(lower, boundary, images, batch_size, cache, decided=None):
-    """{split: what `lower`, whose last layer is `boundary`, gives for images, {split: decoded ones}}, made
-    where the folder `cache` lacks it; None where there is no room, unless a resumed run has `decided`."""
-    # keyed by the decoded images' own key (files, image size) and all else that decides their last digit
-    digest = network.weights_digest(lower, convolutions(lower))[:16]
-    key = f"{boundary}-{lower.get_layer('block1_conv1').compute_dtype}-{backend.backend()}-{digest}"
-    files = {}
-    for split, array in images.items():
-        path = Path(cache) / f"{Path(array.filename).stem}-{len(array)}-{key}.npy"
-        files[split] = output_file(lower, len(array), path, f"{boundary} of {split} images")
-    size = sum(file.missing for file in files.values())
-    if size and decided is None:
-        free = store.free_space(path)
-        room = size < MOST_OF_DISK * free
-        space = f"{size / 1e9:.2f} GB of the {free / 1e9:.1f} GB free in {cache}"
-        space += "." if room else ": too much, so each epoch computes them again."
-        print(f"The activations of {boundary}, computed once, take {space}", flush=True)
-        if not room:
-            return None
-    return {split: keep_outputs(lower, images[split], file, batch_size) for split, file in files.items()}
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureSpec:
     """Which features: all that decides their values beside the images."""
 
     weights: str  # as in --weights
@@ -86,7 +52,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractionOptions:
     """How features are computed: nothing of this changes them."""
 
     batch_size: int
@@ -100,7 +66,7 @@ def resolve_weights(args, dataset):
     """Fill --weights with the dataset's default, and --image-size with that of a network named by it."""
     args.weights = args.weights or dataset.defaults["weights"]
     if args.image_size is None:
-        args.image_size = network.input_size(args.weights)
+        args.image_size = input_size(args.weights)
 
 
 def needs_dense(layers):
@@ -109,80 +75,86 @@ def needs_dense(layers):
 
 
 def own_size(source):
-    """The image size that the dense layers of a Source take, in pixels: its own where they are drawn."""
+    """The image size that the dense layers of a FeatureSpec take, in pixels: its own where they are drawn."""
     if source.weights == "none":
         return source.image_size
-    return network.input_size(source.weights) or ORIGINAL_SIZE
+    return input_size(source.weights) or ORIGINAL_SIZE
 
 
 def has_dense(source):
-    """Whether a Source has dense layers; BadInput where they do not fit its image size."""
+    """Whether a FeatureSpec has dense layers; BadInput where they do not fit its image size."""
     weights, size, own = source.weights, source.image_size, own_size(source)
     dense, of_file = needs_dense(source.layers), weights not in ("imagenet", "none")
-    if of_file and source.layers == "all" and not network.input_size(weights):
-        dense = "fc1" in network.read_weights(weights)
+    if of_file and source.layers == "all" and not input_size(weights):
+        dense = "fc1" in read_weights(weights)
     if dense and size != own:
         advice = f"drop --image-size, or use --layers conv with --image-size {size}"
-        raise BadInput(f"The dense layers of {weights} take images of {own} pixels alone; {advice}.")
+        raise BadInput(
+            f"The dense layers of {weights} take images of {own} pixels alone; {advice}."
+        )
     return dense
 
 
 def build_network(source):
-    """The network of a Source with its weights: a Keras model that has at least the layers asked for.
+    """The network of a FeatureSpec with its weights: a Keras model that has at least the layers asked for.
     BadInput where its dense layers are asked for and do not fit the image size."""
     weights, size = source.weights, source.image_size
     dense = has_dense(source)
-    if network.input_size(weights) == size:
-        model = network.load_model(weights)
+    if input_size(weights) == size:
+        model = load_model(weights)
     else:
         model = build_model(size, 1000, "fc" if dense else "gap")
         layers = convolutions(model) + (["fc1", "fc2"] if dense else [])
-        network.load_weights(model, weights, source.seed, layers)
-    return network.with_precision(model, source.precision)
+        load_weights(model, weights, source.seed, layers)
+    return with_precision(model, source.precision)
 
 
-def source_of(notes):
-    """The Source that features.json, or a run's record of it, tells of."""
+def spec_of(notes):
+    """The FeatureSpec that features.json, or a run's record of it, tells of."""
     settings = {key: notes[key] for key in ("weights", "image_size", "seed", "precision")}
-    return Source(layers=",".join(notes["layers"]), **settings)
+    return FeatureSpec(layers=",".join(notes["layers"]), **settings)
 
 
 def features_folder(source, dataset, skip_unreadable):
-    """Default folder of the features of a Source on a dataset: the same inputs, the same folder."""
+    """Default folder of the features of a FeatureSpec on a dataset: the same inputs, the same folder."""
     weights = {"imagenet": "imagenet", "none": f"none seed {source.seed}"}.get(source.weights)
     if not weights:
-        with open(network.model_file(source.weights), "rb") as file:
+        with open(model_file(source.weights), "rb") as file:
             weights = hashlib.file_digest(file, "sha256").hexdigest()
     layers, size = source.layers, source.image_size
-    key = f"{weights} {dataset.pictures} {size} {layers} {skip_unreadable} {source.precision}"
+    key = f"{weights} {dataset.content_key} {size} {layers} {skip_unreadable} {source.precision}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-    name = store.short_name(f"{dataset.name}-{Path(source.weights).stem}-{size}-{layers.replace(',', '+')}")
+    name = short_name(
+        f"{dataset.name}-{Path(source.weights).stem}-{size}-{layers.replace(',', '+')}"
+    )
     return Path("features") / f"{name}-{digest}"
 
 
 def extract_features(source, dataset, splits, folder, settings, check=False):
     """Write the features of `splits` to `folder`, those that are not there yet: <split>.npy, float32 (n,
     n_features), or <split>.part-K-of-N.npy, resumed at the last batch; <split>.csv with file, label and
-    medium of each row; features.json with the layer map and the images left out. settings: an Extraction.
+    class of each row; features.json with the layer map and the images left out. settings: an ExtractionOptions.
     check: BadInput even where all are there and another network or other pictures made them."""
     missing = [split for split in splits if not has_features(folder, split)]
     if not missing and not check:
-        refuse_mended(folder, dataset)
+        refuse_now_readable(folder, dataset)
         return
-    with network.on_devices(settings.devices, settings.batch_size) as (_, computes_on):
+    with on_devices(settings.devices, settings.batch_size) as (_, computes_on):
         settings = replace(settings, batch_size=device_batch(settings.batch_size))
         model = build_network(source)
-        names = feature_layers(model, source.layers)
-        pooled, columns = pooled_model(model, names)
-        wanted = SPLITS if "train" in missing else missing  # what of test cannot be read is said at once
+        names = layer_names(model, source.layers)
+        pooled, columns = feature_extractor(model, names)
+        wanted = (
+            SPLITS if "train" in missing else missing
+        )  # what of test cannot be read is said at once
         given = source.image_size, settings.cache, settings.skip_unreadable
         dataset = load_images(dataset, wanted, *given)
-        digest = network.weights_digest(model, names)
+        digest = weights_digest(model, names)
         notes = asdict(source) | {"layers": columns, "weights_sha256": digest}
         notes |= {"dataset": runs.describe_dataset(dataset), "versions": runs.describe_versions()}
         notes["batch_size"] = settings.batch_size
         folder.mkdir(parents=True, exist_ok=True)
-        with store.locked(folder):
+        with locked(folder):
             write_notes(folder, notes, dataset, missing, settings.part)
         if missing:
             print(f"Extracting the features of {', '.join(missing)} into {folder}/")
@@ -195,21 +167,23 @@ def write_notes(folder, notes, dataset, splits, part):
     """Write features.json, and <split>.csv of `splits`, before their features: those say that a split is
     whole. BadInput where features are there that other settings made."""
     path, skipped = folder / "features.json", set(dataset.skipped)
-    stored = store.read_json(path) if path.exists() else {}
+    stored = read_json(path) if path.exists() else {}
     if stored:
         decisive = ("weights_sha256", "image_size", "precision", "layers")
         for key in decisive if part == (1, 1) else (*decisive, "batch_size"):
             if stored.get(key) != notes[key]:
-                raise BadInput(f"The features in {folder} are of another {key}; name another folder.")
+                raise BadInput(
+                    f"The features in {folder} are of another {key}; name another folder."
+                )
         check_pictures(stored, dataset, folder)
         skipped |= set(stored["skipped_images"])
     if sorted(skipped) != stored.get("skipped_images"):
-        store.write_json(path, {**notes, **stored, "skipped_images": sorted(skipped)})
+        write_json(path, {**notes, **stored, "skipped_images": sorted(skipped)})
     for split in splits:
         rows, name, labels = dataset.splits[split], dataset.name, dataset.labels
         found = zip(rows.files, rows.labels)
-        lines = [{"file": f, "label": n, "medium": labels[n], "dataset": name} for f, n in found]
-        store.write_csv(folder / f"{split}.csv", lines)
+        lines = [{"file": f, "label": n, "class": labels[n], "dataset": name} for f, n in found]
+        write_csv(folder / f"{split}.csv", lines)
 
 
 def extract_split(pooled, images, folder, split, settings):
@@ -224,7 +198,7 @@ def extract_split(pooled, images, folder, split, settings):
         images, name = Rows(images, rows), f"{split}.part-{part}-of-{count}.npy"
         description += f", part {part} of {count}"
     file = output_file(pooled, len(images), folder / name, description)
-    keep_outputs(pooled, images, file, batch_size)
+    cache_outputs(pooled, images, file, batch_size)
     print(f"  {file.path}: {file.shape[0]} images, {file.shape[1]} features", flush=True)
 
 
@@ -237,7 +211,7 @@ def has_features(folder, split):
     whole = next((found for count, found in parts.items() if len(found) == count), None)
     if whole and not path.exists():
         arrays = [np.load(whole[part], mmap_mode="r", allow_pickle=False) for part in sorted(whole)]
-        block, count = store.read_json(folder / "features.json")["batch_size"], len(arrays)
+        block, count = read_json(folder / "features.json")["batch_size"], len(arrays)
 
         def blocks(starts):
             for start in starts:
@@ -245,8 +219,8 @@ def has_features(folder, split):
                 yield arrays[start // block % count][first : first + block]
 
         shape = (sum(map(len, arrays)), arrays[0].shape[1])
-        file = store.ArrayFile(path, shape, "float32", f"joining the {split} features")
-        store.make_array(file, blocks, block)
+        file = ArrayFile(path, shape, "float32", f"joining the {split} features")
+        build_or_load_array(file, blocks, block)
         for file in whole.values():
             file.unlink(missing_ok=True)
     return path.exists()
@@ -254,13 +228,13 @@ def has_features(folder, split):
 
 def check_pictures(notes, dataset, folder):
     """BadInput, which says how many are gone and new, where features in `folder` are of other pictures."""
-    if notes.get("dataset", {}).get("pictures") == dataset.pictures:
+    if notes.get("dataset", {}).get("content_key") == dataset.content_key:
         return
     then, now = set(), set()
     for name, split in dataset.splits.items():
         if (folder / f"{name}.csv").exists():
-            then |= {row[0] for row in store.read_csv(folder / f"{name}.csv", "extract them again")[1:]}
-            now |= set(map(store.printable, split.files[split.stamps[:, 0] >= 0].tolist()))
+            then |= {row[0] for row in read_csv(folder / f"{name}.csv", "extract them again")[1:]}
+            now |= set(map(printable, split.files[split.stamps[:, 0] >= 0].tolist()))
     gone, new = len(then - now), len(now - then - set(notes.get("skipped_images", [])))
     changes = f"{gone} are gone, {new} new, or some were edited"
     record = f", as split in {dataset.root / RECORD}" * (dataset.root / RECORD).exists()
@@ -268,21 +242,23 @@ def check_pictures(notes, dataset, folder):
     raise BadInput(f"{other}; extract them into a new folder, or name the other --data.")
 
 
-def refuse_mended(folder, dataset):
+def refuse_now_readable(folder, dataset):
     """BadInput where pictures that the features in `folder` leave out can be read by now."""
-    skipped = store.read_json(folder / "features.json")["skipped_images"]
+    skipped = read_json(folder / "features.json")["skipped_images"]
     unreadable = decode_all([str(dataset.image_folder / file) for file in skipped], 32)[1]
     if len(unreadable) < len(skipped):
-        mended = f"{len(skipped) - len(unreadable)} pictures that the features in {folder} leave out"
+        mended = (
+            f"{len(skipped) - len(unreadable)} pictures that the features in {folder} leave out"
+        )
         raise BadInput(f"{mended} can be read now; delete that folder, so that they are taken in.")
 
 
 def load_features(folder, dataset, split, layers=None):
     """Features of one split, rows tied to the metadata by file name. Returns (features float32 (n,
     n_features), labels (n,), files (n,)) of all images that could be read. All layers of the file come as a
-    memory map, fewer (`select_layers`) as a copy. BadInput where they do not fit the dataset."""
+    memory map, fewer (`parse_layers`) as a copy. BadInput where they do not fit the dataset."""
     folder = Path(folder)
-    notes = store.read_json(folder / "features.json")
+    notes = read_json(folder / "features.json")
     check_pictures(notes, dataset, folder)
     has_features(folder, split)
     rows, skipped = dataset.splits[split], set(notes.get("skipped_images", []))
@@ -292,19 +268,25 @@ def load_features(folder, dataset, split, layers=None):
         with open(folder / f"{split}.csv", encoding="utf-8", newline="") as file:
             listed = [(row["file"], int(row["label"])) for row in csv.DictReader(file)]
         width = max(stop for _, stop in notes["layers"].values())
-        if listed != list(zip(map(store.printable, rows.files.tolist()), rows.labels.tolist())):
+        if listed != list(zip(map(printable, rows.files.tolist()), rows.labels.tolist())):
             raise ValueError("other images or labels than the dataset's")
         if features.shape != (len(listed), width) or features.dtype != np.float32:
-            raise ValueError(f"{features.dtype} {features.shape} for float32 {(len(listed), width)}")
+            raise ValueError(
+                f"{features.dtype} {features.shape} for float32 {(len(listed), width)}"
+            )
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         damaged = f"The {split} features in {folder} are missing or damaged ({error})"
         raise BadInput(f"{damaged}; delete the folder and run extract_features.py again.") from None
-    return take_layers(features, notes["layers"], layers) if layers else features, rows.labels, rows.files
+    return (
+        select_columns(features, notes["layers"], layers) if layers else features,
+        rows.labels,
+        rows.files,
+    )
 
 
-def take_layers(features, columns, layers):
+def select_columns(features, columns, layers):
     """The columns of `features` that --layers names: all of them as they are, fewer as a copy."""
-    names = select_layers(list(columns), layers)
+    names = parse_layers(list(columns), layers)
     if names == list(columns):
         return features
     return np.concatenate([features[:, slice(*columns[name])] for name in names], axis=1)

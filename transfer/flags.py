@@ -4,15 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from transfer.screen import BadInput
+from transfer.console import BadInput
+from transfer.recipes import RECIPES
 from transfer.study import UNFREEZE
-
-# What each of these flags is where it is not given; the rates and epochs of the study's recipe are the
-# dataset's own. Those of the strong one were chosen on photographs and drawings (docs/better.md).
-STUDY = {"head": "iii", "unfreeze": "none", "augment": False, "optimizer": "adam", "schedule": "constant"}
-STRONG = {"head": "layers", "unfreeze": "all", "augment": False, "optimizer": "adam", "schedule": "cosine"}
-STRONG |= {"learning_rate": 1e-3, "fine_tune_learning_rate": 3e-5, "epochs": 10, "fine_tune_epochs": 20}
-RECIPES = {"study": STUDY, "strong": STRONG}
 
 
 def script_parser(description):
@@ -53,18 +47,27 @@ def add_shared_arguments(parser):
     text = "in MAMe's layout, or folders of pictures (default: data/mame; without it, the demo)"
     add("--data", metavar="DIR", help=text)
     add("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
-    add("--image-size", type=natural, metavar="N", help="pixels a side (default: the dataset's; MAMe 224)")
+    add(
+        "--image-size",
+        type=natural,
+        metavar="N",
+        help="pixels a side (default: the dataset's; MAMe 224)",
+    )
     add("--batch-size", type=positive, metavar="N", help="default: the dataset's; MAMe 32")
     text = "where decoded images and frozen activations are kept, or 'none' (default: %(default)s)"
     add("--cache", default="data/cache", metavar="DIR", help=text)
     text = "leave out images that are missing or cannot be decoded, and record which"
     add("--skip-unreadable", action="store_true", help=text)
-    add("--out", metavar="DIR", help="new folder for the results (default: named after what is run)")
+    add(
+        "--out", metavar="DIR", help="new folder for the results (default: named after what is run)"
+    )
 
 
 def add_network_arguments(group):
     """--weights, --precision and --devices, for the scripts that build a network."""
-    text = "imagenet, none (random), a run, a .keras file or an official .h5 (default: the dataset's)"
+    text = (
+        "imagenet, none (random), a run, a .keras file or an official .h5 (default: the dataset's)"
+    )
     group.add_argument("--weights", metavar="W", help=text)
     text = "what the network computes in; its weights stay float32 (default: %(default)s)"
     choices = {"choices": ("float32", "bfloat16"), "default": "float32"}
@@ -87,24 +90,22 @@ def add_balanced(add):
 
 
 def add_training_arguments(parser, frozen=True):
-    """The flags of training; frozen: there are steps with frozen convolutions."""
+    """The flags of training; frozen: there are stages with frozen convolutions."""
     group = parser.add_argument_group("training")
     add_network_arguments(group)
     add = group.add_argument
     text = "this process is one of several that train together (JAX; docs/devices.md)"
     add("--processes", action="store_true", help=text)
-    default = None if frozen else "adam"
     add_balanced(add)
-    add("--optimizer", choices=("adam", "adamw", "sgd"), default=default, help="default: adam")
     rate, epochs = {"type": positive_float, "metavar": "LR"}, {"type": positive, "metavar": "N"}
     if not frozen:
         add("--learning-rate", dest="pretrain_learning_rate", help="MAMe: 1e-4", **rate)
         add("--epochs", dest="pretrain_epochs", help="at most; MAMe: 100", **epochs)
         return
     add("--learning-rate", help="while the convolutions are frozen; MAMe: 1e-4", **rate)
-    add("--fine-tune-learning-rate", help="of unfrozen steps; MAMe: 1e-5", **rate)
-    add("--epochs", help="of a frozen step, at most; MAMe: 100", **epochs)
-    add("--fine-tune-epochs", help="of an unfrozen step, at most; MAMe: 100", **epochs)
+    add("--fine-tune-learning-rate", help="of unfrozen stages; MAMe: 1e-5", **rate)
+    add("--epochs", help="of a frozen stage, at most; MAMe: 100", **epochs)
+    add("--fine-tune-epochs", help="of an unfrozen stage, at most; MAMe: 100", **epochs)
     text = "of the dense layers of heads ii and iii (default: %(default)s, which fits the study's losses)"
     add("--l2", type=positive_float, default=0.01, help=text)
 
@@ -115,14 +116,14 @@ def add_strategy_arguments(parser):
     text = "sets the flags below where they are not given (default: %(default)s)"
     add("--recipe", choices=tuple(RECIPES), default="study", help=text)
     text = "the study's, or a softmax on every convolution's mean (study: iii; strong: layers)"
-    add("--head", choices=("i", "ii", "iii", "layers"), help=text)
+    add("--head", choices=("i", "ii", "iii", "multilayer"), help=text)
     text = "what trains after the dense layers (study: none; strong: all)"
     add("--unfreeze", choices=tuple(UNFREEZE), help=text)
-    text = "augment the training images in every step"
+    text = "augment the training images in every stage"
     add("--augment", action=argparse.BooleanOptionalAction, help=text)
-    text = "after the last step, train the same layers once more, with augmentation"
+    text = "after the last stage, train the same layers once more, with augmentation"
     add("--final-augment", action="store_true", help=text)
-    text = "of the learning rate; cosine warms up for a tenth of a step (study: constant; strong: cosine)"
+    text = "of the learning rate; cosine warms up for a tenth of a stage (study: constant; strong: cosine)"
     add("--schedule", choices=("constant", "cosine"), help=text)
 
 
@@ -132,9 +133,11 @@ def apply_recipe(args):
         if getattr(args, key) is None:
             setattr(args, key, value)
     if args.final_augment and args.recipe != "study":
-        raise BadInput("--final-augment is a step of the study's recipe; drop it, or drop --recipe.")
+        raise BadInput(
+            "--final-augment is a stage of the study's recipe; drop it, or drop --recipe."
+        )
     if args.final_augment and args.augment:
-        raise BadInput("--augment augments every step already; drop it, or drop --final-augment.")
+        raise BadInput("--augment augments every stage already; drop it, or drop --final-augment.")
     return args
 
 
@@ -153,4 +156,6 @@ def refuse_inside(out, folders):
     """BadInput where --out lies inside a folder of pictures: what is drawn would become some."""
     for folder in folders if out else ():
         if Path(out).resolve().is_relative_to(Path(folder).resolve()):
-            raise BadInput(f"--out {out} lies among the pictures in {folder}; name a folder elsewhere.")
+            raise BadInput(
+                f"--out {out} lies among the pictures in {folder}; name a folder elsewhere."
+            )

@@ -14,18 +14,23 @@ import numpy as np
 import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from transfer.screen import BadInput, progress
-from transfer.store import ArrayFile, make_array, printable, read_json, write_json
+from transfer.console import BadInput, progress
+from transfer.files import ArrayFile, build_or_load_array, printable, read_json, write_json
 
 DECODING = 2  # version of what this module makes of a file: part of the key of all that is stored
 DECODE_BLOCK = 256  # images decoded between two looks at an interrupt
-LARGE, ONE_LARGE = 2**26, threading.Lock()  # pixels above which pictures are decoded one at a time
+LARGE_PIXELS, ONE_LARGE_PICTURE = (
+    2**26,
+    threading.Lock(),
+)  # pixels above which pictures are decoded one at a time
 SHARE_OF_MEMORY = 0.1  # that one of them may take
 LARGEST_VALUES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
-ABSENT = "there is no such file"
-NAMED = 1000  # unreadable files that an error lists
+NO_SUCH_FILE = "there is no such file"
+MAX_LISTED = 1000  # unreadable files that an error lists
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of large or odd pictures, which are decided on here
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # of large or odd pictures, which are decided on here
 Image.MAX_IMAGE_PIXELS = None  # as `check_size` decides
 pillow_heif.register_heif_opener()
 
@@ -35,8 +40,8 @@ def open_image(path, size):
     the first picture. size: pixels a side that are needed of it. Raises OSError (UnidentifiedImageError
     among them) or ValueError where it cannot be read, is no picture, or would take too much memory."""
     with Image.open(path) as image:
-        large = image.width * image.height > LARGE
-        with ONE_LARGE if large else contextlib.nullcontext():
+        large = image.width * image.height > LARGE_PIXELS
+        with ONE_LARGE_PICTURE if large else contextlib.nullcontext():
             if large:
                 check_size(image, size)
             wide = "RGB" in image.mode and ";16" in str(image.tile)
@@ -73,7 +78,11 @@ def stretch(image, path):
     """Mend a colour picture of 16-bit values, of which Pillow has kept the upper 8 bits, where a scanner
     filled 10 to 14: the lower 8 are read as well, as those of a file with the other order of bytes."""
     with Image.open(path) as again:
-        swapped = {"L": "B", "B": "L", "N": "B"}  # N: the machine's own, L on all that Keras runs on
+        swapped = {
+            "L": "B",
+            "B": "L",
+            "N": "B",
+        }  # N: the machine's own, L on all that Keras runs on
         for number, tile in enumerate(again.tile):
             mode, *rest = tile.args if isinstance(tile.args, tuple) else (tile.args,)
             mode = re.sub(";16(.)", lambda found: f";16{swapped[found[1]]}", mode)
@@ -111,10 +120,12 @@ def decode_all(paths, image_size):
         try:
             images[row] = decode_image(paths[row], image_size)
         except FileNotFoundError:
-            return row, ABSENT
+            return row, NO_SUCH_FILE
         except UnidentifiedImageError:
             return row, "it is not a picture, or of a kind that cannot be read"
-        except Exception as error:  # whatever Pillow makes of a broken file, the file is what gets named
+        except (
+            Exception
+        ) as error:  # whatever Pillow makes of a broken file, the file is what gets named
             reason = getattr(error, "strerror", None) or str(error).replace(str(paths[row]), "")
             return row, " ".join(reason.split()) or type(error).__name__
         return None
@@ -152,21 +163,31 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
         stem = f"{dataset.name}-{name}-{image_size}-{digest}"
         paths = [str(dataset.image_folder / file) for file in split.files[present]]
         images, bad = cached_images(paths, image_size, cache, stem) if paths else (None, {})
-        skipped |= dict.fromkeys(split.files[split.stamps[:, 0] < 0].tolist(), ABSENT)
+        skipped |= dict.fromkeys(split.files[split.stamps[:, 0] < 0].tolist(), NO_SUCH_FILE)
         skipped |= {str(split.files[present[row]]): reason for row, reason in bad.items()}
         kept[name] = split.take(np.delete(present, list(bad)))._replace(images=images)
     if skipped and not skip_unreadable:
-        shown = "\n".join(f"  {file}: {reason}" for file, reason in list(skipped.items())[:NAMED])
-        shown += f"\n  ... and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+        shown = "\n".join(
+            f"  {file}: {reason}" for file, reason in list(skipped.items())[:MAX_LISTED]
+        )
+        shown += (
+            f"\n  ... and {len(skipped) - MAX_LISTED} more" if len(skipped) > MAX_LISTED else ""
+        )
         bad = f"{len(skipped)} images in {dataset.image_folder} are missing or cannot be decoded"
-        gone = sum(reason == ABSENT for reason in skipped.values()) if dataset.in_folders else 0
+        gone = (
+            sum(reason == NO_SUCH_FILE for reason in skipped.values()) if dataset.in_folders else 0
+        )
         forget = f"delete the rows of the {gone} that are gone in split.csv, " * bool(gone)
-        raise BadInput(f"{bad}; restore them, {forget}or leave them out with --skip-unreadable:\n{shown}")
+        raise BadInput(
+            f"{bad}; restore them, {forget}or leave them out with --skip-unreadable:\n{shown}"
+        )
     for name, split in kept.items():
         lost = set(dataset.splits[name].labels.tolist()) - set(split.labels.tolist())
         if lost:
             label = dataset.labels[min(lost)]
-            raise BadInput(f"No {name} image of the class {label!r} can be read; add some, or remove it.")
+            raise BadInput(
+                f"No {name} image of the class {label!r} can be read; add some, or remove it."
+            )
     return replace(dataset, splits={**dataset.splits, **kept}, skipped=list(skipped))
 
 
@@ -196,5 +217,5 @@ def cached_images(paths, image_size, cache, stem):
         starts = progress(range(0, len(paths), DECODE_BLOCK), file.description)
         images = np.concatenate(list(decoded(starts)))
     else:
-        images = make_array(file, decoded, DECODE_BLOCK)
+        images = build_or_load_array(file, decoded, DECODE_BLOCK)
     return Rows(images, np.delete(np.arange(len(images)), sorted(bad))) if bad else images, bad

@@ -12,9 +12,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from transfer.console import percent
+from transfer.files import printable, write_atomically
 from transfer.images import open_image
-from transfer.screen import percent
-from transfer.store import printable, write_atomically
 
 GALLERY_ROWS, GALLERY_COLUMNS = 4, 6
 MOST_COUNTED = 60  # classes of a confusion matrix up to which each cell says how many
@@ -38,7 +38,9 @@ def save_figure(figure, path, notice):
         text.set_fontfamily(fonts)
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # missing from all fonts: said by `fonts_for`, once
+        warnings.filterwarnings(
+            "ignore", "Glyph"
+        )  # missing from all fonts: said by `fonts_for`, once
         figure.savefig(stream, format="png", dpi=130)
     write_atomically(path, stream.getvalue())
 
@@ -53,16 +55,18 @@ def fonts_for(letters):
         if found and "Last Resort" not in font.name:  # that one draws boxes
             families, missing = [*families, font.name], missing - found
     if missing:
-        print(f"No font here has the letters {''.join(map(chr, sorted(missing)))}; install Noto Sans, say.")
+        print(
+            f"No font here has the letters {''.join(map(chr, sorted(missing)))}; install Noto Sans, say."
+        )
     return families
 
 
 def plot_curves(history, path, title, notice):
-    """Draw loss and accuracy of a history (list of rows as in history.csv) with its steps."""
+    """Draw loss and accuracy of a history (list of rows as in history.csv) with its stages."""
     figure = new_figure(11, 4.6)
     figure.suptitle(title)
     epochs = [row["epoch"] for row in history]
-    starts = {row["step"]: row for row in reversed(history)}.values()
+    starts = {row["stage"]: row for row in reversed(history)}.values()
     for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         for name, label in ((key, "train"), (f"val_{key}", "val")):
             axes.plot(epochs, [row[name] for row in history], marker=".", label=label)
@@ -71,13 +75,13 @@ def plot_curves(history, path, title, notice):
         if key == "accuracy":
             axes.set_ylim(0, 1)
             axes.yaxis.set_major_formatter("{x:.0%}")
-        # along each step's line, where curves leave room; outside the layout, which a long name squeezes
+        # along each stage's line, where curves leave room; outside the layout, which a long name squeezes
         y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
         along = {"rotation": 90, "ha": "left", "va": side, "fontsize": 7, "in_layout": False}
         for row in starts:
             if row is not history[0]:
                 axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
-            place = row["epoch"] - 0.5, y, f"{row['step']}: {row['trained']}"
+            place = row["epoch"] - 0.5, y, f"{row['stage']}: {row['trained']}"
             axes.text(*place, color="dimgrey", transform=axes.get_xaxis_transform(), **along)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -93,7 +97,9 @@ def plot_confusion(matrix, labels, path, title, notice):
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(matrix > 0) if len(labels) <= MOST_COUNTED else ():
         colour = "white" if share[row, column] > 0.5 else "black"
-        axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=colour)
+        axes.text(
+            column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=colour
+        )
     font = min(10, 10 * MOST_COUNTED / len(labels))
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=font)
     axes.set_yticks(range(len(labels)), labels, fontsize=font)
@@ -116,8 +122,12 @@ def plot_explanation(path, picture_path, heat, ranked, notice):
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
     left.imshow(picture)
     left.set_title(name if len(name) < 40 else f"...{name[-36:]}", fontsize=9)
-    heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
-    strength = 0.75 * heat[..., None]  # where nothing speaks for the class the picture stays, in grey
+    heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)).clip(
+        0, 1
+    )
+    strength = (
+        0.75 * heat[..., None]
+    )  # where nothing speaks for the class the picture stays, in grey
     grey = (1 - strength) * np.asarray(picture.convert("L"), "float32")[..., None]
     middle.imshow((grey + 255 * strength * colormaps["inferno"](heat)[..., :3]).astype("uint8"))
     middle.set_title(f"what speaks for {ranked[0][0]!r} (Grad-CAM)", fontsize=9)

@@ -7,18 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
-from common import pooled_model
-from transfer import features, store
+from common import feature_extractor
+from transfer import features
 from transfer.classifiers import load_pipeline, pipeline_probabilities
-from transfer.data import file_stamp, walk_pictures
+from transfer.console import BadInput, print_table, progress
+from transfer.files import (
+    ArrayFile,
+    build_or_load_array,
+    printable,
+    read_json,
+    write_atomically,
+    write_csv,
+    write_json,
+)
+from transfer.folders import file_stamp, walk_pictures
 from transfer.images import decode_all, load_images
-from transfer.network import load_model, weights_digest
 from transfer.runs import dataset_of
-from transfer.screen import BadInput, print_table, progress
+from transfer.weights import load_model, weights_digest
 
-TOP = 5
-SHOWN = 20  # rows of the table on screen
-NAME = 40  # letters of a file's name on screen
+TOP_K = 5
+MAX_ROWS = 20  # rows of the table on screen
+MAX_NAME = 40  # letters of a file's name on screen
 UNSURE = "unsure"  # the answer of less confidence than --accept asks for
 
 
@@ -28,7 +37,9 @@ def list_pictures(paths):
     for path in map(Path, paths):
         files += walk_pictures(path) if path.is_dir() else [path]
     if not files:
-        raise BadInput(f"There is no picture in {', '.join(map(str, paths))}; name files or their folder.")
+        raise BadInput(
+            f"There is no picture in {', '.join(map(str, paths))}; name files or their folder."
+        )
     return list(dict.fromkeys(files))
 
 
@@ -39,41 +50,47 @@ def load_classifier(run):
         return lambda images: np.asarray(model.predict_on_batch(images), "float32"), model
     pipeline, stored = load_pipeline(run.folder / "pipeline.skops"), run.config["features"]
     columns, classes = stored["layers"], len(run.config["labels"])
-    model = features.build_network(features.source_of(stored))
+    model = features.build_network(features.spec_of(stored))
     if weights_digest(model, list(columns)) != stored["weights_sha256"]:
-        raise BadInput(f"{stored['weights']} has changed since {run.folder} was fitted; fit it again.")
-    pooled, _ = pooled_model(model, list(columns))
+        raise BadInput(
+            f"{stored['weights']} has changed since {run.folder} was fitted; fit it again."
+        )
+    pooled, _ = feature_extractor(model, list(columns))
 
     def classify(images):
         x = np.asarray(pooled.predict_on_batch(images), "float32")
-        x = features.take_layers(x, columns, run.metrics["layers"])
+        x = features.select_columns(x, columns, run.metrics["layers"])
         return pipeline_probabilities(pipeline, x, classes)
 
     return classify, model
 
 
 def predict_split(dataset, run, split, settings, classify=None):
-    """{file: probabilities (n_classes,)} of a run for the split of that name. settings: an Extraction.
+    """{file: probabilities (n_classes,)} of a run for the split of that name. settings: an ExtractionOptions.
     classify: a network's `load_classifier`; the features of a pipeline are extracted first."""
     if run.is_network:
         given = run.image_size, settings.cache, settings.skip_unreadable
         rows, predictions = load_images(dataset, (split,), *given).splits[split], {}
-        for start in progress(range(0, len(rows.files), settings.batch_size), f"predicting {split}"):
+        for start in progress(
+            range(0, len(rows.files), settings.batch_size), f"predicting {split}"
+        ):
             part = slice(start, start + settings.batch_size)
             predictions |= zip(rows.files[part].tolist(), classify(rows.images[part]))
         return predictions
     stored, pipeline = run.config["features"], load_pipeline(run.folder / "pipeline.skops")
-    source, folder = features.source_of(stored), Path(stored["folder"])
-    if stored["dataset"]["pictures"] != dataset.pictures:  # some were added, say
+    source, folder = features.spec_of(stored), Path(stored["folder"])
+    if stored["dataset"]["content_key"] != dataset.content_key:  # some were added, say
         folder = features.features_folder(source, dataset, settings.skip_unreadable)
     features.extract_features(source, dataset, (split,), folder, settings)
-    if store.read_json(folder / "features.json")["weights_sha256"] != stored["weights_sha256"]:
-        raise BadInput(f"{run.folder} was fitted on other features than those in {folder}; fit it again.")
+    if read_json(folder / "features.json")["weights_sha256"] != stored["weights_sha256"]:
+        raise BadInput(
+            f"{run.folder} was fitted on other features than those in {folder}; fit it again."
+        )
     x, _, files = features.load_features(folder, dataset, split, run.metrics["layers"])
     return dict(zip(files.tolist(), pipeline_probabilities(pipeline, x, len(dataset.labels))))
 
 
-def accepted_from(accept, run, settings, classify=None):
+def acceptance_threshold(accept, run, settings, classify=None):
     """The confidence from which on --accept takes the answers of a run, by those for the validation split,
     which are kept in RUN/validation.json. None without --accept."""
     path = run.folder / "validation.json"
@@ -82,8 +99,8 @@ def accepted_from(accept, run, settings, classify=None):
         found, split = predict_split(dataset, run, "val", settings, classify), dataset.splits["val"]
         labels = dict(zip(split.files.tolist(), split.labels.tolist()))
         right = [bool(p.argmax() == labels[file]) for file, p in found.items()]
-        store.write_json(path, {"confidence": [float(p.max()) for p in found.values()], "right": right})
-    return confidence_for(*store.read_json(path).values(), accept) if accept else None
+        write_json(path, {"confidence": [float(p.max()) for p in found.values()], "right": right})
+    return confidence_threshold(*read_json(path).values(), accept) if accept else None
 
 
 def predict_files(files, classify, run, batch_size, folder):
@@ -91,7 +108,9 @@ def predict_files(files, classify, run, batch_size, folder):
     interrupted command resumes."""
     labels, stamps = run.config["labels"], [(str(file), *file_stamp(file)) for file in files]
     key = f"{run.folder.absolute()} {file_stamp(run.folder / 'metrics.json')} {stamps}"
-    path = Path(folder) / f"predicted-{hashlib.sha256(store.printable(key).encode()).hexdigest()[:16]}.npy"
+    path = (
+        Path(folder) / f"predicted-{hashlib.sha256(printable(key).encode()).hexdigest()[:16]}.npy"
+    )
 
     def blocks(starts):
         for start in starts:
@@ -101,17 +120,19 @@ def predict_files(files, classify, run, batch_size, folder):
             block[good] = classify(images[good]) if len(good) else 0
             yield block
 
-    file = store.ArrayFile(path, (len(files), len(labels)), "float32", "predicting")
-    probabilities = np.array(store.make_array(file, blocks, batch_size))
+    file = ArrayFile(path, (len(files), len(labels)), "float32", "predicting")
+    probabilities = np.array(build_or_load_array(file, blocks, batch_size))
     rows = np.flatnonzero(np.isnan(probabilities[:, 0]))
-    images, why = decode_all([files[row] for row in rows], run.image_size)  # again: rights may have changed
+    images, why = decode_all(
+        [files[row] for row in rows], run.image_size
+    )  # again: rights may have changed
     good = np.delete(np.arange(len(rows)), list(why))
     probabilities[rows[good]] = classify(images[good]) if len(good) else 0
     unread = {files[rows[number]]: reason for number, reason in why.items()}
     return {f: ranking(p, labels) for f, p in zip(files, probabilities) if f not in unread}, unread
 
 
-def confidence_for(confidence, right, wanted):
+def confidence_threshold(confidence, right, wanted):
     """The lowest confidence such that of the answers with it or more a share `wanted` was right; infinite
     where there is none. confidence: n floats. right: n bools."""
     confidence, right = np.array(confidence), np.array(right)
@@ -122,16 +143,16 @@ def confidence_for(confidence, right, wanted):
     return float(confidence[enough[-1]]) if len(enough) else np.inf
 
 
-def answers_of(rankings, accepted):
-    """{file: its likeliest class, UNSURE where that is below `accepted`}; {} where that is None."""
-    if accepted is None:
+def answers_of(rankings, threshold):
+    """{file: its likeliest class, UNSURE where that is below `threshold`}; {} where that is None."""
+    if threshold is None:
         return {}
-    return {file: r[0][0] if r[0][1] >= accepted else UNSURE for file, r in rankings.items()}
+    return {file: r[0][0] if r[0][1] >= threshold else UNSURE for file, r in rankings.items()}
 
 
 def ranking(probabilities, labels):
-    """[(class name, probability)] of the TOP classes, the likeliest first."""
-    order = np.argsort(-probabilities, kind="stable")[:TOP]
+    """[(class name, probability)] of the TOP_K classes, the likeliest first."""
+    order = np.argsort(-probabilities, kind="stable")[:TOP_K]
     return [(labels[index], float(probabilities[index])) for index in order]
 
 
@@ -155,26 +176,34 @@ def write_predictions(out, run, rankings, unread, answers):
         rows.append({**known, **ranking_row(ranked), **origin})
     lines += [{"file": str(file), "error": reason, **origin} for file, reason in unread.items()]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    store.write_atomically(out / "predictions.jsonl", content)
+    write_atomically(out / "predictions.jsonl", content)
     if rows:
-        store.write_csv(out / "predictions.csv", rows)
+        write_csv(out / "predictions.csv", rows)
 
 
 def print_predictions(rankings, unread, answers):
-    """The first SHOWN rankings as a table that fits the terminal, and the files that could not be read."""
+    """The first MAX_ROWS rankings as a table that fits the terminal, and the files that could not be read."""
     rows, answer = [], ["answer"] * bool(answers)
-    for file, ranked in list(rankings.items())[:SHOWN]:
-        name = store.printable(file.name)
-        name = name if len(name) <= NAME else f"...{name[3 - NAME :]}"
-        rows.append((name, *[answers[file] for _ in answer], *(f"{label} {p:.1%}" for label, p in ranked)))
+    for file, ranked in list(rankings.items())[:MAX_ROWS]:
+        name = printable(file.name)
+        name = name if len(name) <= MAX_NAME else f"...{name[3 - MAX_NAME :]}"
+        rows.append(
+            (name, *[answers[file] for _ in answer], *(f"{label} {p:.1%}" for label, p in ranked))
+        )
     if rows:
         widths = np.cumsum([2 + max(map(len, column)) for column in zip(*rows)])
         fitting = max(2, int(np.sum(widths < shutil.get_terminal_size((96, 24)).columns)))
-        print_table(("picture", *answer, *range(1, TOP + 1))[:fitting], [row[:fitting] for row in rows])
+        print_table(
+            ("picture", *answer, *range(1, TOP_K + 1))[:fitting], [row[:fitting] for row in rows]
+        )
     lines = [f"  {file}: {reason}" for file, reason in unread.items()]
-    if len(rankings) > SHOWN:
-        print(f"  ... and {len(rankings) - SHOWN} more in predictions.csv")
+    if len(rankings) > MAX_ROWS:
+        print(f"  ... and {len(rankings) - MAX_ROWS} more in predictions.csv")
     if lines:
-        print(f"\n{len(lines)} files could not be read and were left out:", *lines[:SHOWN], sep="\n")
-    if len(lines) > SHOWN:
-        print(f"  ... and {len(lines) - SHOWN} more in predictions.jsonl")
+        print(
+            f"\n{len(lines)} files could not be read and were left out:",
+            *lines[:MAX_ROWS],
+            sep="\n",
+        )
+    if len(lines) > MAX_ROWS:
+        print(f"  ... and {len(lines) - MAX_ROWS} more in predictions.jsonl")

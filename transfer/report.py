@@ -6,14 +6,13 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn import metrics
 
-from transfer.network import is_original
+from transfer.console import percent, print_table
+from transfer.files import read_csv, write_csv, write_json
 from transfer.plots import plot_confusion
-from transfer.predict import TOP, ranking, ranking_row
+from transfer.predict import TOP_K, ranking, ranking_row
 from transfer.runs import describe_dataset
-from transfer.screen import percent, print_table
-from transfer.store import read_csv, write_csv, write_json
-from transfer.study import TEST_F1, TEST_FIGURES, VAL_ACCURACY, forest_rows
-from transfer.train import fine_tuning_rows
+from transfer.study import TEST_F1, TEST_FIGURES, VAL_ACCURACY, fine_tuning_rows, forest_rows
+from transfer.weights import is_published_vgg16
 
 UNEQUAL = 3  # times as many images in the largest class as in the smallest
 
@@ -40,11 +39,16 @@ def span(interval):
 
 def study_rows(run):
     """The study's rows that a run reruns: [(row's name, the study's percent, our fraction)]. A row of
-    fine-tuning is the result of its last step, so our figure beside it is that step's."""
+    fine-tuning is the result of its last stage, so our figure beside it is that stage's."""
     if run.config["script"] == "finetune.py":
-        steps, rows = run.metrics["steps"], fine_tuning_rows(run.config["arguments"])
-        return [(row["row"], row["figures"][3], steps[last - 1]["val_accuracy"]) for last, row in rows]
-    original, forests = is_original(run.config["features"]["weights"]), run.metrics.get("forests", [])
+        stages, rows = run.metrics["stages"], fine_tuning_rows(run.config["arguments"])
+        return [
+            (row["row"], row["figures"][3], stages[last - 1]["val_accuracy"]) for last, row in rows
+        ]
+    original, forests = (
+        is_published_vgg16(run.config["features"]["weights"]),
+        run.metrics.get("classifiers", []),
+    )
     pairs = [(row, forest) for forest in forests for row in forest_rows(original, forest)]
     return [(row["row"], row["val_accuracy"], forest["val_accuracy"]) for row, forest in pairs]
 
@@ -62,18 +66,27 @@ def print_runs(runs, dataset):
             ours[row] = max(ours.get(row, 0), figure)
     if runs:
         print("Runs")
-        header = ("run", "dataset", "accuracy", "val accuracy", "95% interval", *cell("study, MAMe"))
+        header = (
+            "run",
+            "dataset",
+            "accuracy",
+            "val accuracy",
+            "95% interval",
+            *cell("study, MAMe"),
+        )
         print_table(header, rows)
     if not dataset.in_folders:
         print("\nThe study's rows")
         absent = "not measured here" if dataset.notice is None else "not run"
         known = {row: percent(value) for row, value in ours.items()}
-        rows = [(row, f"{value:.2f}%", known.get(row, absent)) for row, value in VAL_ACCURACY.items()]
+        rows = [
+            (row, f"{value:.2f}%", known.get(row, absent)) for row, value in VAL_ACCURACY.items()
+        ]
         print_table(("row", "study, MAMe", f"ours, {dataset.name}"), rows)
     print(flush=True)
 
 
-class Tested(NamedTuple):
+class TestResult(NamedTuple):
     """What came of a test, rows in the order of the metadata."""
 
     figures: dict  # for metrics.json
@@ -83,9 +96,9 @@ class Tested(NamedTuple):
     museums: np.ndarray  # (n,) str
 
 
-def evaluate(dataset, predictions, accepted=None):
-    """The test split as a Tested, from {file: probabilities}. True classes and museums come from the
-    metadata by file name, never by order. accepted: the least confidence of an answer that is given."""
+def evaluate(dataset, predictions, threshold=None):
+    """The test split as a TestResult, from {file: probabilities}. True classes and museums come from the
+    metadata by file name, never by order. threshold: the least confidence of an answer that is given."""
     split = dataset.splits["test"]
     place = {file: row for row, file in enumerate(split.files.tolist())}
     files = [file for file in place if file in predictions]
@@ -93,11 +106,18 @@ def evaluate(dataset, predictions, accepted=None):
     true, museums = split.labels[rows], split.museums[rows]
     probabilities = np.stack([predictions[file] for file in files])
     predicted, classes = probabilities.argmax(axis=1), range(len(dataset.labels))
-    settings = {"labels": classes, "target_names": dataset.labels, "output_dict": True, "zero_division": 0}
+    settings = {
+        "labels": classes,
+        "target_names": dataset.labels,
+        "output_dict": True,
+        "zero_division": 0,
+    }
     report = metrics.classification_report(true, predicted, **settings)
-    top, by_museum, k = {}, {}, min(TOP, len(classes) - 1)
+    top, by_museum, k = {}, {}, min(TOP_K, len(classes) - 1)
     if k > 1:  # of two classes every answer is among the first two
-        top[f"top_{k}_accuracy"] = metrics.top_k_accuracy_score(true, probabilities, k=k, labels=classes)
+        top[f"top_{k}_accuracy"] = metrics.top_k_accuracy_score(
+            true, probabilities, k=k, labels=classes
+        )
     for museum in np.unique(museums[museums != ""]):
         right = (predicted == true)[museums == museum]
         by_museum[str(museum)] = {"accuracy": float(right.mean()), "support": len(right)}
@@ -106,21 +126,32 @@ def evaluate(dataset, predictions, accepted=None):
     figures |= {key: report[key] for key in ("macro avg", "weighted avg")}
     figures |= {"classes": {label: report[label] for label in dataset.labels}, "museums": by_museum}
     figures["confusion_matrix"] = metrics.confusion_matrix(true, predicted, labels=classes).tolist()
-    if accepted is not None:
-        given = probabilities.max(axis=1) >= accepted
+    if threshold is not None:
+        given = probabilities.max(axis=1) >= threshold
         right = float(np.mean((predicted == true)[given])) if given.any() else None
-        figures["accept"] = {"confidence": accepted, "answered": float(given.mean()), "right": right}
+        figures["accept"] = {
+            "confidence": threshold,
+            "answered": float(given.mean()),
+            "right": right,
+        }
     keys = [key for key in figures if key == "accuracy" or key.startswith("top_")]
     intervals = {key: wilson(figures[key], figures["images"]) for key in keys}  # 95%
-    for name, rows, key in (("classes recall", "classes", "recall"), ("museums", "museums", "accuracy")):
+    for name, rows, key in (
+        ("classes recall", "classes", "recall"),
+        ("museums", "museums", "accuracy"),
+    ):
         intervals[name] = {k: wilson(row[key], row["support"]) for k, row in figures[rows].items()}
     figures["intervals"] = intervals
-    return Tested(figures, files, true, probabilities, museums)
+    return TestResult(figures, files, true, probabilities, museums)
 
 
 def print_report(figures, dataset):
     """Per class, per museum, and the averages, with 95% intervals of accuracies, beside the study's."""
-    keys, study, interval = ("precision", "recall", "f1-score"), dataset.study_cell, figures["intervals"]
+    keys, study, interval = (
+        ("precision", "recall", "f1-score"),
+        dataset.study_cell,
+        figures["intervals"],
+    )
     known = TEST_F1 if len(dataset.labels) == len(TEST_F1) else ["-"] * len(dataset.labels)
     averages = {key: TEST_FIGURES[key]["f1-score"] for key in ("macro avg", "weighted avg")}
     known = dict(zip(dataset.labels, known)) | averages
@@ -139,7 +170,9 @@ def print_report(figures, dataset):
         rows.append((f"museum: {museum}", *ours, *study("-"), row["support"]))
     supports = [row["support"] for row in figures["classes"].values()]
     accuracies = [key for key in figures if key.endswith("accuracy")]
-    if max(supports) > UNEQUAL * min(supports):  # the largest classes alone would decide the accuracy
+    if max(supports) > UNEQUAL * min(
+        supports
+    ):  # the largest classes alone would decide the accuracy
         accuracies.sort(key=lambda key: key != "balanced_accuracy")
     for key in accuracies:
         name, of_study = key.replace("top_", "top-").replace("_", " "), "-"
@@ -150,14 +183,20 @@ def print_report(figures, dataset):
     print_table(("", "ours", "95% interval", *study("study, MAMe"), "images"), rows)
     if "accept" in figures:
         given = figures["accept"]
-        print(f"\nAnswers whose confidence is {given['confidence']:.3f} or more are given: that is to")
-        print(f"{percent(given['answered'])} of the images; {percent(given['right'])} of them are right.")
+        print(
+            f"\nAnswers whose confidence is {given['confidence']:.3f} or more are given: that is to"
+        )
+        print(
+            f"{percent(given['answered'])} of the images; {percent(given['right'])} of them are right."
+        )
 
 
 def write_report(out, run, dataset, tested, skipped):
-    """Write metrics.json, predictions.csv and confusion_matrix.png of a Tested into the folder `out`."""
+    """Write metrics.json, predictions.csv and confusion_matrix.png of a TestResult into the folder `out`."""
     rows = []
-    for file, museum, true, row in zip(tested.files, tested.museums, tested.true, tested.probabilities):
+    for file, museum, true, row in zip(
+        tested.files, tested.museums, tested.true, tested.probabilities
+    ):
         known = {"file": file, "museum": museum, "true": dataset.labels[true]}
         ranked = ranking_row(ranking(row, dataset.labels))
         rows.append({**known, **ranked, "dataset": dataset.name})
@@ -166,7 +205,11 @@ def write_report(out, run, dataset, tested, skipped):
     title = f"{run.folder.name}, test: {percent(figures['accuracy'])} of {figures['images']} images"
     counts = np.array(figures["confusion_matrix"])
     plot_confusion(counts, dataset.labels, out / "confusion_matrix.png", title, dataset.notice)
-    origin = {"run": run.folder.name, "dataset": describe_dataset(dataset), "skipped_images": skipped}
+    origin = {
+        "run": run.folder.name,
+        "dataset": describe_dataset(dataset),
+        "skipped_images": skipped,
+    }
     write_json(out / "metrics.json", {**origin, **figures})
 
 
@@ -183,12 +226,23 @@ def compare_answers(first, second, labels):
     and p: exact McNemar, that of a class multiplied by the number of classes (Bonferroni)."""
     files = [file for file in first if file in second]
     true = np.array([first[file][0] for file in files])
-    right, other = (np.array([answers[file][1] for file in files], bool) for answers in (first, second))
+    right, other = (
+        np.array([answers[file][1] for file in files], bool) for answers in (first, second)
+    )
     rows = []
-    for name, here in [("all", np.ones(len(files), bool)), *((label, true == label) for label in labels)]:
+    for name, here in [
+        ("all", np.ones(len(files), bool)),
+        *((label, true == label) for label in labels),
+    ]:
         one, two, p = mcnemar(right[here], other[here])
         p = p if name == "all" else min(1.0, p * len(labels))
-        row = {"class": name, "images": int(here.sum()), "first_alone": one, "second_alone": two, "p": p}
+        row = {
+            "class": name,
+            "images": int(here.sum()),
+            "first_alone": one,
+            "second_alone": two,
+            "p": p,
+        }
         rows.append(row)
     return (float(right.mean()), float(other.mean())), rows
 

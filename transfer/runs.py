@@ -16,18 +16,18 @@ import keras
 from filelock import Timeout
 
 from common import Share
+from transfer.console import BadInput
 from transfer.data import load_dataset
-from transfer.screen import BadInput
-from transfer.store import lock_of, placed, read_json, write_json
+from transfer.files import lock_of, naming_errors, read_json, write_json
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
-FORMAT = 6  # of config.json and of what a run resumes from
+FORMAT = 7  # of config.json and of what a run resumes from
 
 
 def describe_dataset(dataset):
     """What every file says of the data behind it."""
     about = {"name": dataset.name, "notice": dataset.notice, "folder": str(dataset.root)}
-    about |= {"fingerprint": dataset.fingerprint, "pictures": dataset.pictures}
+    about |= {"fingerprint": dataset.fingerprint, "content_key": dataset.content_key}
     counts = {name: len(split.files) for name, split in dataset.splits.items()}
     return about | {"classes": len(dataset.labels), "images": counts}
 
@@ -36,7 +36,10 @@ def describe_versions():
     """Versions of Python and of the packages that are installed, and Keras' backend."""
     installed = {distribution.name: distribution.version for distribution in distributions()}
     packages = {package: installed[package] for package in PACKAGES if package in installed}
-    return {"python": platform.python_version(), "keras backend": keras.backend.backend()} | packages
+    return {
+        "python": platform.python_version(),
+        "keras backend": keras.backend.backend(),
+    } | packages
 
 
 def describe_run(args, dataset, **decisive):
@@ -53,10 +56,12 @@ def start_run(config, name, named=None, share=Share()):  # noqa: B008, it never 
     runs/<dataset>-<name>, <dataset>-<name>-2 ... share: of several processes the first records the run;
     the others get a folder that is thrown away. BadInput where the folder named is of no use."""
     name = f"{config['dataset']['name']}-{name}"
-    candidates = [Path(named)] if named else numbered(Path("runs") / name)
+    candidates = [Path(named)] if named else numbered_names(Path("runs") / name)
     if share.process:
-        run = next(run for run in candidates if named or not why_not(run, config))
-        print(f"Process {share.process} of {share.processes}; process 0 records this run.", flush=True)
+        run = next(run for run in candidates if named or not mismatch(run, config))
+        print(
+            f"Process {share.process} of {share.processes}; process 0 records this run.", flush=True
+        )
         sys.stdout = open(os.devnull, "w")
         with tempfile.TemporaryDirectory() as folder:
             if (run / "resume").exists():
@@ -64,35 +69,35 @@ def start_run(config, name, named=None, share=Share()):  # noqa: B008, it never 
             yield Path(folder)
         return
     with contextlib.ExitStack() as stack:
-        run = claim_folder(candidates, config, stack)
+        run = lock_folder(candidates, config, stack)
         if (run / "config.json").exists():
             print(f"Resuming the interrupted run in {run}\n", flush=True)
         else:
             run.mkdir(exist_ok=True)
             write_json(run / "config.json", config)
             print(f"This run is recorded in {run}\n", flush=True)
-        with placed(run):
+        with naming_errors(run):
             yield run
 
 
-def numbered(path):
+def numbered_names(path):
     """`path`, path-2, path-3 ..."""
     return (path.with_name(f"{path.name}-{n}") if n > 1 else path for n in count(1))
 
 
-def claim_folder(candidates, config, stack):
+def lock_folder(candidates, config, stack):
     """The first of `candidates` that is new or holds this run, interrupted; its lock is left to `stack`.
     Says why the one before it is not; BadInput where none of them is."""
     passed_over = None
     for run in candidates:
-        reason, lock = why_not(run, config), lock_of(run)
+        reason, lock = mismatch(run, config), lock_of(run)
         if not reason:
             try:
                 stack.enter_context(lock.acquire(timeout=0))
             except Timeout:
                 reason = "is being written by another process; wait for that one"
         if not reason:
-            reason = why_not(run, config)  # it may just have been finished
+            reason = mismatch(run, config)  # it may just have been finished
         if not reason:
             if passed_over:
                 print(passed_over)
@@ -101,7 +106,7 @@ def claim_folder(candidates, config, stack):
     raise BadInput(f"{passed_over}, or name a new one with --out.")
 
 
-def why_not(run, config):
+def mismatch(run, config):
     """Why the folder `run` cannot be taken for the run with this config.json; None where it can."""
     if not run.is_dir() or not any(path.name != "config.json.part" for path in run.iterdir()):
         return None
@@ -114,7 +119,7 @@ def why_not(run, config):
         return "holds a run that another version of these scripts began; delete it"
     for settings in (stored, wanted):  # the backend counts and not its version
         settings["Keras backend"] = settings.pop("versions")["keras backend"]
-        settings["dataset"] = settings["dataset"].get("pictures")
+        settings["dataset"] = settings["dataset"].get("content_key")
     if stored["dataset"] != wanted["dataset"]:
         return "already holds a run on other pictures (names, sizes or times have changed since); delete it"
     old, new = stored.pop("arguments"), wanted.pop("arguments")
@@ -134,14 +139,16 @@ class Run(NamedTuple):
     is_network: bool  # a fine-tuned network, not a pipeline on features
     image_size: int  # pixels a side of the images that it takes
     fingerprint: str  # of the dataset that it was trained on
-    place: Path  # of that dataset then, from here
+    dataset_root: Path  # of that dataset then, from here
 
 
 def read_run(folder):
     """The finished run in `folder`; BadInput where there is none."""
     folder = Path(folder)
     if not (folder / "metrics.json").exists():
-        raise BadInput(f"{folder} is not a finished run; `python test_model.py` lists those there are.")
+        raise BadInput(
+            f"{folder} is not a finished run; `python test_model.py` lists those there are."
+        )
     config, is_network = read_json(folder / "config.json"), not (folder / "pipeline.skops").exists()
     size, data = config["arguments" if is_network else "features"]["image_size"], config["dataset"]
     place, metrics = Path(data["folder"]).absolute(), read_json(folder / "metrics.json")
@@ -150,9 +157,13 @@ def read_run(folder):
 
 def dataset_of(run, seed=0):
     """The dataset that a run was trained on; BadInput where it is elsewhere."""
-    if not run.place.is_dir():
-        advice = "name the place of its pictures with --data, or go to the folder where it was trained"
-        raise BadInput(f"{run.folder} was trained on {run.place}, which is not here; {advice}.")
+    if not run.dataset_root.is_dir():
+        advice = (
+            "name the place of its pictures with --data, or go to the folder where it was trained"
+        )
+        raise BadInput(
+            f"{run.folder} was trained on {run.dataset_root}, which is not here; {advice}."
+        )
     return load_dataset(run.config["dataset"]["folder"], seed)
 
 

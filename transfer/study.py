@@ -1,15 +1,21 @@
 """The constants and figures of the study "transfer learning on MAMe with VGG16", each once: accuracies are
 percentages of MAMe's validation split unless a name says test. Nothing here is measured by this project."""
 
+from operator import itemgetter
+
 SPLITS = ("train", "val", "test")
 
-# Section "Fine-tuning", unfreezing: the steps of a strategy, each with the blocks it trains
+# Section "Fine-tuning", unfreezing: the stages of a strategy, each with the blocks it trains
 # beside the dense layers.
 ALL_BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 UNFREEZE = {
     "none": (("dense", ()),),
     "all": (("dense", ()), ("all", ALL_BLOCKS)),
-    "stepped": (("dense", ()), ("dense + block4 + block5", ("block4", "block5")), ("all", ALL_BLOCKS)),
+    "stepped": (
+        ("dense", ()),
+        ("dense + block4 + block5", ("block4", "block5")),
+        ("all", ALL_BLOCKS),
+    ),
 }
 
 # Section "Fine-tuning", augmentation, in the sense of Keras' ImageDataGenerator.
@@ -20,9 +26,6 @@ AUGMENTATION = {
     "zoom_range": 0.2,  # drawn for each axis
     "horizontal_flip": True,
 }
-
-# Section "Pretraining".
-EARLY_STOPPING_PATIENCE = 20
 
 # Section "Feature extraction": thresholds of the full-network embedding
 # (Garcia-Gasulla et al. 2018), in standard deviations.
@@ -37,11 +40,32 @@ FINE_TUNING_ROWS = [
         ("head ii", "ii", "none", False, False, (0.4393, 99.99, 1.1183, 80.04)),
         ("head iii", "iii", "none", False, False, (0.4676, 99.94, 1.1532, 80.18)),
         ("dense, no augmentation", "iii", "none", False, False, (0.6381, 99.92, 1.3175, 80.03)),
-        ("dense, augmentation, first run", "iii", "none", True, False, (6.6944, 77.33, 6.8026, 73.58)),
+        (
+            "dense, augmentation, first run",
+            "iii",
+            "none",
+            True,
+            False,
+            (6.6944, 77.33, 6.8026, 73.58),
+        ),
         ("dense, augmentation", "iii", "none", True, False, (4.0019, 86.80, 4.3281, 77.13)),
         ("all unfrozen, augmentation", "iii", "all", True, False, (2.1214, 93.32, 2.6561, 79.62)),
-        ("stepwise, no augmentation", "iii", "stepped", False, False, (2.8288, 98.09, 3.4019, 81.25)),
-        ("stepwise, then augmentation", "iii", "stepped", False, True, (2.0618, 92.88, 2.6053, 79.12)),
+        (
+            "stepwise, no augmentation",
+            "iii",
+            "stepped",
+            False,
+            False,
+            (2.8288, 98.09, 3.4019, 81.25),
+        ),
+        (
+            "stepwise, then augmentation",
+            "iii",
+            "stepped",
+            False,
+            True,
+            (2.0618, 92.88, 2.6053, 79.12),
+        ),
     )
 ]
 
@@ -68,11 +92,31 @@ CLAIMS = (
     ("head iii is ahead of head ii", "head iii", "head ii"),
     ("augmentation harms dense layers", "dense, no augmentation", "dense, augmentation"),
     ("stepwise is ahead of all at once", "stepwise, no augmentation", "all unfrozen, augmentation"),
-    ("augmentation after stepwise harms", "stepwise, no augmentation", "stepwise, then augmentation"),
-    ("all layers beat the last ones", "forest, all layers, leaf 7", "forest, last of each block, leaf 7"),
-    ("those beat block5_conv3", "forest, last of each block, leaf 7", "forest, block5_conv3, leaf 7"),
-    ("discretization harms", "forest, all layers, leaf 2", "forest, all layers, leaf 2, discretized"),
-    ("fine-tuning helps a forest", "forest on: all unfrozen, augmentation", "forest, all layers, leaf 2"),
+    (
+        "augmentation after stepwise harms",
+        "stepwise, no augmentation",
+        "stepwise, then augmentation",
+    ),
+    (
+        "all layers beat the last ones",
+        "forest, all layers, leaf 7",
+        "forest, last of each block, leaf 7",
+    ),
+    (
+        "those beat block5_conv3",
+        "forest, last of each block, leaf 7",
+        "forest, block5_conv3, leaf 7",
+    ),
+    (
+        "discretization harms",
+        "forest, all layers, leaf 2",
+        "forest, all layers, leaf 2, discretized",
+    ),
+    (
+        "fine-tuning helps a forest",
+        "forest on: all unfrozen, augmentation",
+        "forest, all layers, leaf 2",
+    ),
     ("fine-tuning is ahead of forests", "stepwise, no augmentation", "forest, all layers, leaf 2"),
 )
 FOREST_TREES = (100, 50, 12)
@@ -96,6 +140,27 @@ TEST_F1 = (
 def rows_of(table, **settings):
     """The rows of FINE_TUNING_ROWS or FOREST_ROWS whose settings are all equal to those given."""
     return [row for row in table if all(row[key] == settings[key] for key in settings)]
+
+
+def plan_trainings(unfreeze, augment, final_augment):
+    """The trainings of a strategy, in order: (what trains, its blocks of convolutions, augmented?)."""
+    trainings = [(name, blocks, augment) for name, blocks in UNFREEZE[unfreeze]]
+    name, blocks, _ = trainings[-1]
+    return trainings + [(f"{name}, augmented", blocks, True)] * final_augment
+
+
+def fine_tuning_rows(arguments):
+    """The study's rows that a run of finetune.py with these arguments (a dict) reruns: [(the number of the
+    stage that ends it, row of study.FINE_TUNING_ROWS)]: its own, and those of strategies it begins with."""
+    settings = itemgetter("unfreeze", "augment", "final_augment")
+    plan, rows = (
+        plan_trainings(*settings(arguments)),
+        rows_of(FINE_TUNING_ROWS, head=arguments["head"]),
+    )
+    parts = [
+        (plan_trainings(*settings(row)), row) for row in rows if arguments["schedule"] == "constant"
+    ]
+    return [(len(part), row) for part, row in parts if plan[: len(part)] == part]
 
 
 def forest_rows(original, row):

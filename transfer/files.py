@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
-from transfer.screen import BadInput, progress
+from transfer.console import BadInput, progress
 
-LONGEST_NAME = 120  # bytes of a part of a file's name; file systems take 255 for all of it
+MAX_NAME = 120  # bytes of a part of a file's name; file systems take 255 for all of it
 
 
 def sync(path):
@@ -30,7 +30,7 @@ def sync(path):
 
 
 @contextlib.contextmanager
-def placed(path):
+def naming_errors(path):
     """Within it, an error of the disk that does not say where names `path`."""
     try:
         yield
@@ -47,19 +47,21 @@ def printable(name):
 
 def short_name(text):
     """The beginning of `text` as part of a file's name."""
-    return printable(text).replace("\\", "-").encode()[:LONGEST_NAME].decode(errors="ignore")
+    return printable(text).replace("\\", "-").encode()[:MAX_NAME].decode(errors="ignore")
 
 
 def write_atomically(path, content):
     """Write str or bytes to `path` so that a reader finds the old file or the whole new one."""
     part = Path(f"{path}.part")
     try:
-        with placed(path):
+        with naming_errors(path):
             part.write_bytes(printable(content).encode() if isinstance(content, str) else content)
             sync(part)
             os.replace(part, path)
     finally:
-        with contextlib.suppress(OSError):  # a name too long to be written is too long to be removed
+        with contextlib.suppress(
+            OSError
+        ):  # a name too long to be written is too long to be removed
             part.unlink(missing_ok=True)
 
 
@@ -73,7 +75,9 @@ def read_json(path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f"There is no {path}; the folder is not one that these scripts wrote.") from None
+        raise BadInput(
+            f"There is no {path}; the folder is not one that these scripts wrote."
+        ) from None
     except ValueError as error:
         raise BadInput(f"{path} is damaged ({error}); delete its folder and run again.") from None
 
@@ -135,11 +139,14 @@ class ArrayFile(NamedTuple):
     @property
     def missing(self):
         """Bytes that are still to be written, without the header."""
-        size, part = math.prod(self.shape) * np.dtype(self.dtype).itemsize, Path(f"{self.path}.part")
+        size, part = (
+            math.prod(self.shape) * np.dtype(self.dtype).itemsize,
+            Path(f"{self.path}.part"),
+        )
         return 0 if self.path.exists() else size - (part.stat().st_size if part.exists() else 0)
 
 
-def ahead(function, items):
+def prefetch(function, items):
     """Yields function(item) for each of `items`; a thread works on the next one while one is used."""
     with ThreadPoolExecutor(1) as thread:
         waiting = None
@@ -152,7 +159,7 @@ def ahead(function, items):
             yield waiting.result()
 
 
-def make_array(file, blocks, block):
+def build_or_load_array(file, blocks, block):
     """The array of an ArrayFile as a read-only memory map, made first where it is not there yet.
     blocks(starts) -> iterator over the arrays (`block` rows each, the last one what is left) that begin at
     the rows `starts`. BadInput where the disk has no room for it, or where the file is cut short."""
@@ -163,7 +170,7 @@ def make_array(file, blocks, block):
             space = f"{free / 1e9:.1f} GB free in {path.parent} and {needed / 1e9:.1f} needed"
             advice = "free some, name a folder on another disk with --cache or --out, or use --cache none"
             raise BadInput(f"There are {space} for {file.description}; {advice}.")
-        with locked(path), placed(path):
+        with locked(path), naming_errors(path):
             if not path.exists():  # else another process has just made it
                 fill_array(part, file, blocks, block)
                 sync(part)
@@ -200,10 +207,12 @@ def fill_array(part, file, blocks, block):
                 stream.flush()
                 bar.update(len(rows))
 
-            for _ in ahead(append, blocks(range(done, shape[0], block))):
+            for _ in prefetch(append, blocks(range(done, shape[0], block))):
                 pass  # a thread writes, so that whoever makes the rows never waits for the disk
 
 
 def free_space(path):
     """Bytes free where the file `path` is or would be."""
-    return shutil.disk_usage(next(place for place in Path(path).absolute().parents if place.is_dir())).free
+    return shutil.disk_usage(
+        next(place for place in Path(path).absolute().parents if place.is_dir())
+    ).free

@@ -15,7 +15,9 @@ SHOWN_AFTER = 2  # seconds until work is worth a line of progress
 LINE_EVERY = 20  # seconds between two such lines in a log file
 SPACE = "free some space there, or name a folder on another disk with --cache or --out"
 REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), SPACE)
-REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its rights, or name another")
+REMEDIES |= dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), "change its rights, or name another"
+)
 REMEDIES[errno.ENAMETOOLONG] = "choose a shorter name"
 
 
@@ -30,7 +32,9 @@ def run_script(main):
     terminal = os.dup(2)  # as `without_startup_lines` turns the other one away
 
     def stop(*_):  # at once: an exception raised inside an engine's own code aborts the process
-        os.write(terminal, f"\n{script}: interrupted; run the same command again to resume.\n".encode())
+        os.write(
+            terminal, f"\n{script}: interrupted; run the same command again to resume.\n".encode()
+        )
         os._exit(130)
 
     for stream in (sys.stdout, sys.stderr):  # a class or file may have a name that they cannot show
@@ -51,7 +55,9 @@ def run_script(main):
         where = f" {error.filename}" if error.filename else ""
         reason = os.strerror(number) if number else " ".join(str(error).split())
         advice = f"{REMEDIES.get(number, 'fix this')}, then run the same command again to resume."
-        print(f"{script}: error: cannot use{where}: {reason}; {advice}", file=sys.stderr, flush=True)
+        print(
+            f"{script}: error: cannot use{where}: {reason}; {advice}", file=sys.stderr, flush=True
+        )
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(2)  # HDF5 crashes at exit where it closes a file that a full disk cut short

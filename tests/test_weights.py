@@ -1,4 +1,4 @@
-"""Weights in and out, precision, devices and processes: network.py."""
+"""Weights in and out, precision, devices and processes: py."""
 
 import os
 import socket
@@ -14,12 +14,14 @@ import pytest
 from conftest import ROOT, read_rows
 
 import common
-from transfer import network
-from transfer.screen import BadInput
+from transfer.console import BadInput
 from transfer.study import FIGURES
+from transfer.weights import input_size, load_model, load_weights
 
 BACKENDS = [
-    pytest.param(name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed"))
+    pytest.param(
+        name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed")
+    )
     for name in ("tensorflow", "jax")
 ]
 TOLERANCE = 2e-4  # devices add their parts in another order
@@ -48,7 +50,7 @@ def write_official(path, model, with_top, change=None):
 def pretrained(narrow):
     """A network with fc1, fc2 and predictions, as the official one has."""
     model = common.build_model(32, 4, "i")
-    network.load_weights(model, "none", seed=7)
+    load_weights(model, "none", seed=7)
     return model
 
 
@@ -57,7 +59,7 @@ def test_official_h5_files_load_with_and_without_top(pretrained, tmp_path, with_
     path = tmp_path / "vgg16.h5"
     write_official(path, pretrained, with_top)
     model = common.build_model(32, 4, "iii")
-    network.load_weights(model, str(path), seed=0)
+    load_weights(model, str(path), seed=0)
     assert len(common.convolutions(model)) == 13
     for name in common.convolutions(model):
         for ours, theirs in zip(
@@ -68,7 +70,7 @@ def test_official_h5_files_load_with_and_without_top(pretrained, tmp_path, with_
 
 def test_imagenet_weights_come_from_keras_applications(monkeypatch, tmp_path):
     original = common.build_model(32, 4, "gap")
-    network.load_weights(original, "none", seed=7)
+    load_weights(original, "none", seed=7)
     path = tmp_path / "notop.h5"
     write_official(path, original, with_top=False)
     asked = []
@@ -79,7 +81,7 @@ def test_imagenet_weights_come_from_keras_applications(monkeypatch, tmp_path):
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
     model = common.build_model(32, 4, "gap")
-    network.load_weights(model, "imagenet", seed=0)
+    load_weights(model, "imagenet", seed=0)
     assert asked[0].endswith("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5")
     np.testing.assert_array_equal(
         model.get_layer("block5_conv3").get_weights()[0],
@@ -93,12 +95,12 @@ def test_a_mismatch_is_refused_by_layer_and_shape(pretrained, tmp_path):
     path = tmp_path / "a.h5"
     write_official(path, pretrained, False, ("block3_conv2", lambda a: [a[0][..., :7], a[1]]))
     with pytest.raises(BadInput, match=r"block3_conv2.*\(3, 3, 32, 7\).*\(3, 3, 32, 32\)"):
-        network.load_weights(model, str(path), seed=0)
+        load_weights(model, str(path), seed=0)
     np.testing.assert_array_equal(model.get_layer("block1_conv1").get_weights()[0], before)
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     other.save(tmp_path / "other.keras")
     with pytest.raises(BadInput, match="holds no VGG16"):
-        network.load_weights(model, str(tmp_path / "other.keras"), seed=0)
+        load_weights(model, str(tmp_path / "other.keras"), seed=0)
 
 
 @pytest.mark.parametrize("name", ["absent.h5", "absent.keras", "broken.h5", "broken.keras"])
@@ -106,18 +108,18 @@ def test_an_absent_or_broken_file_is_named(tmp_path, narrow, name):
     if name.startswith("broken"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 not a model")
     with pytest.raises(BadInput, match=name):
-        network.load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
+        load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
 
 
 def test_new_weights_are_he_normal_and_follow_the_seed():
     model = common.build_model(32, 4, "gap")
-    network.load_weights(model, "none", seed=3)
+    load_weights(model, "none", seed=3)
     kernel, bias = model.get_layer("block4_conv2").get_weights()
     assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
     assert not bias.any()
-    network.load_weights(model, "none", seed=4)
+    load_weights(model, "none", seed=4)
     assert np.any(model.get_layer("block4_conv2").get_weights()[0] != kernel)
-    network.load_weights(model, "none", seed=3)
+    load_weights(model, "none", seed=3)
     np.testing.assert_array_equal(model.get_layer("block4_conv2").get_weights()[0], kernel)
 
 
@@ -125,7 +127,11 @@ def start(folder, backend, name, *flags, process=None, port=None):
     """Start `name` in `folder`; as one of two processes that train together where `process` is given."""
     env = os.environ | {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
     if process is not None:
-        together = {"JOB_ADDRESSES": f"127.0.0.1:{port}", "NUM_PROCESSES": "2", "PROCESS_ID": str(process)}
+        together = {
+            "JOB_ADDRESSES": f"127.0.0.1:{port}",
+            "NUM_PROCESSES": "2",
+            "PROCESS_ID": str(process),
+        }
         env |= {f"KERAS_DISTRIBUTION_{key}": value for key, value in together.items()}
         flags = (*flags, "--processes")
     command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, flags)]
@@ -151,7 +157,9 @@ def assert_same(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected):
         for key in FIGURES:
-            assert float(one[key]) == pytest.approx(float(other[key]), rel=TOLERANCE, abs=TOLERANCE), key
+            assert float(one[key]) == pytest.approx(
+                float(other[key]), rel=TOLERANCE, abs=TOLERANCE
+            ), key
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -174,7 +182,7 @@ def test_what_does_not_fit_is_named(tiny, workdir, script, monkeypatch):
     if backend != "jax":
         with pytest.raises(BadInput, match=f"--processes does not work on {backend}; use"):
             script("finetune", *flags, "--processes")
-    monkeypatch.setattr(network, "current_share", lambda: common.Share(3))
+    monkeypatch.setattr("transfer.devices.current_share", lambda: common.Share(3))
     with pytest.raises(BadInput, match="--batch-size 16: choose a multiple of 3"):
         script("finetune", *flags)
     assert not (workdir / "runs").exists()
@@ -188,14 +196,26 @@ def test_two_devices_train_as_one_does(tiny, tmp_path, name):
     finish(start(tmp_path, name, *command, "--out", "one"))
     (output,) = finish(start(tmp_path, name, *command, "--out", "two", "--devices", "2"))
     assert "shared out among 2 devices" in output
-    assert_same(read_rows(tmp_path / "two" / "history.csv"), read_rows(tmp_path / "one" / "history.csv"))
+    assert_same(
+        read_rows(tmp_path / "two" / "history.csv"), read_rows(tmp_path / "one" / "history.csv")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("jax") is None, reason="jax is not installed")
 def test_two_processes_train_as_one_does_and_resume(tiny, tmp_path):
     """Once left alone, and once both killed after the first epoch: the same figures."""
-    command = ("train_pretrained", "--data", tiny, "--top", "gap", "--augment", "--epochs", "3", "--out")
+    command = (
+        "train_pretrained",
+        "--data",
+        tiny,
+        "--top",
+        "gap",
+        "--augment",
+        "--epochs",
+        "3",
+        "--out",
+    )
     finish(start(tmp_path, "jax", *command, "one"))
     first, second = finish(*start_two(tmp_path, *command, "two"))
     assert "of 2 processes" in first and "process 0 records this run" in second
@@ -219,12 +239,12 @@ def test_two_processes_train_as_one_does_and_resume(tiny, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKENDS)
 def test_batch_normalisation_sees_the_whole_batch_on_several_devices(tiny, tmp_path, name):
-    """The dense step of the layer-wise head, on activations that are kept."""
+    """The dense stage of the layer-wise head, on activations that are kept."""
     averages = []
     for number in ("1", "2"):
-        flags = ("--data", tiny, "--head", "layers", "--epochs", "1", "--out", number)
+        flags = ("--data", tiny, "--head", "multilayer", "--epochs", "1", "--out", number)
         finish(start(tmp_path, name, "finetune", *flags, "--devices", number))
-        layer = network.load_model(tmp_path / number).get_layer("batch_normalization")
+        layer = load_model(tmp_path / number).get_layer("batch_normalization")
         assert not layer.synchronized
         averages.append(layer.get_weights()[2:])
     for one, two in zip(*averages):
@@ -242,7 +262,9 @@ def pretrained_as(path, model, other):
         inner = keras.Model(model.input, model.get_layer("block5_pool").output, name="vgg16")
         keras.Sequential([inner, keras.layers.Flatten(), keras.layers.Dense(3)]).save(path)
     elif name == "nested.weights.h5":
-        keras.Sequential([keras.Input((32, 32, 3)), model, keras.layers.Dense(3)]).save_weights(path)
+        keras.Sequential([keras.Input((32, 32, 3)), model, keras.layers.Dense(3)]).save_weights(
+            path
+        )
     else:
         (other.save_weights if name == "vgg19.weights.h5" else other.save)(path)
 
@@ -254,15 +276,19 @@ FORMS = ["a.hdf5", "A.H5", "a.weights.h5", "nested.keras", "nested.h5", "nested.
 def test_vgg16_is_read_in_every_form_and_nothing_else_for_it(pretrained, tmp_path, name):
     x = pretrained.get_layer("block3_conv3").output
     x = keras.layers.Conv2D(32, 3, padding="same", name="block3_conv4")(x)
-    for layer in pretrained.layers[[layer.name for layer in pretrained.layers].index("block3_pool") :]:
+    for layer in pretrained.layers[
+        [layer.name for layer in pretrained.layers].index("block3_pool") :
+    ]:
         x = layer(x)
     pretrained_as(tmp_path / name, pretrained, keras.Model(pretrained.input, x))
     model = common.build_model(32, 4, "gap")
     if name.startswith("vgg19"):
-        with pytest.raises(BadInput, match=r"vgg19.* holds no VGG16 \(14 convolutions, not its 13\)"):
-            network.load_weights(model, str(tmp_path / name), seed=0)
+        with pytest.raises(
+            BadInput, match=r"vgg19.* holds no VGG16 \(14 convolutions, not its 13\)"
+        ):
+            load_weights(model, str(tmp_path / name), seed=0)
         return
-    network.load_weights(model, str(tmp_path / name), seed=0)
+    load_weights(model, str(tmp_path / name), seed=0)
     for layer in common.convolutions(model):
         kernels = (each.get_layer(layer).get_weights() for each in (model, pretrained))
         for ours, theirs in zip(*kernels):
@@ -275,7 +301,7 @@ def test_a_truncated_file_says_so(pretrained, tmp_path, name):
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 3])
     with pytest.raises(BadInput, match=f"{name} is truncated"):
-        network.load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
+        load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
 
 
 @pytest.mark.parametrize("name", ["a.h5", "a.keras"])
@@ -284,15 +310,17 @@ def test_weights_that_are_no_numbers_are_refused(pretrained, tmp_path, name):
     bias.assign(np.full(bias.shape, np.nan))
     pretrained.save(tmp_path / name)
     with pytest.raises(BadInput, match=r"no numbers \(NaN\): its training diverged"):
-        network.load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
+        load_weights(common.build_model(32, 4, "gap"), str(tmp_path / name), seed=0)
 
 
-def test_a_network_of_someone_elses_gives_its_convolutions_with_our_preprocessing(pretrained, tmp_path):
-    from transfer.features import Source, build_network
+def test_a_network_of_someone_elses_gives_its_convolutions_with_our_preprocessing(
+    pretrained, tmp_path
+):
+    from transfer.features import FeatureSpec, build_network
 
     pretrained_as(tmp_path / "nested.keras", pretrained, None)
-    model = build_network(Source(str(tmp_path / "nested.keras"), "conv", 32, 0, "float32"))
-    assert network.input_size(tmp_path / "nested.keras") is None
+    model = build_network(FeatureSpec(str(tmp_path / "nested.keras"), "conv", 32, 0, "float32"))
+    assert input_size(tmp_path / "nested.keras") is None
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3)).astype("float32")
     outputs = [keras.Model(m.input, m.get_layer("block5_pool").output) for m in (model, pretrained)]
     ours, theirs = (np.asarray(m.predict_on_batch(images)) for m in outputs)

@@ -1,10 +1,10 @@
-"""Arrays that grow on disk: store.py."""
+"""Arrays that grow on disk: py."""
 
 import numpy as np
 import pytest
 
-from transfer.screen import BadInput
-from transfer.store import ArrayFile, make_array
+from transfer.console import BadInput
+from transfer.files import ArrayFile, build_or_load_array
 
 
 def test_an_array_goes_on_at_its_last_whole_block(tmp_path):
@@ -21,24 +21,28 @@ def test_an_array_goes_on_at_its_last_whole_block(tmp_path):
     path = tmp_path / "a.npy"
     array = ArrayFile(path, whole.shape, "float32", "test")
     with pytest.raises(KeyboardInterrupt):
-        make_array(array, produce, 5)
+        build_or_load_array(array, produce, 5)
     assert not path.exists()
     with open(tmp_path / "a.npy.part", "ab") as file:
         file.write(b"half a block")
-    np.testing.assert_array_equal(make_array(array, produce, 5), whole)
+    np.testing.assert_array_equal(build_or_load_array(array, produce, 5), whole)
     assert asked == [0, 5, 10, 15, 15, 20]
-    np.testing.assert_array_equal(make_array(array, produce, 5), whole)  # nothing is asked
+    np.testing.assert_array_equal(build_or_load_array(array, produce, 5), whole)  # nothing is asked
     assert len(asked) == 6
     content = path.read_bytes()
     for damaged in (content[:-5], content[:50], b""):
         path.write_bytes(damaged)
         with pytest.raises(BadInput, match=r"a\.npy is damaged"):
-            make_array(array, produce, 5)
+            build_or_load_array(array, produce, 5)
 
 
 def test_a_part_of_another_shape_is_begun_anew(tmp_path):
-    (tmp_path / "a.npy.part").write_bytes(b"\x93NUMPY something else, and longer than the header" * 50)
+    (tmp_path / "a.npy.part").write_bytes(
+        b"\x93NUMPY something else, and longer than the header" * 50
+    )
     whole = np.arange(12.0).reshape(6, 2)
     file = ArrayFile(tmp_path / "a.npy", (6, 2), "float64", "test")
-    found = make_array(file, lambda starts: (whole[start : start + 4] for start in starts), 4)
+    found = build_or_load_array(
+        file, lambda starts: (whole[start : start + 4] for start in starts), 4
+    )
     np.testing.assert_array_equal(found, whole)
