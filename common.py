@@ -1,7 +1,8 @@
-"""What the scripts share: batches, augmentation and preprocessing, VGG16 with its heads, the callbacks of
-training, and layer-wise pooling.
+"""What the scripts share: batches, augmentation and preprocessing, VGG16 with its heads, the
+callbacks of training, and layer-wise pooling.
 
-A network of this project takes pictures as they are, RGB of 0 to 255; VGG16's preprocessing is part of it.
+A network of this project takes pictures as they are, RGB of 0 to 255; VGG16's preprocessing is part
+of it.
 """
 
 import functools
@@ -20,47 +21,55 @@ ops = keras.ops
 
 IMAGENET_MEAN = (103.939, 116.779, 123.68)  # BGR, as keras.applications.vgg16 subtracts it
 
-# Between block5_pool and the softmax. i, ii and iii are the study's (section "Fine-tuning"; "l2": with the
-# penalty). "fc" is VGG16's own top (Simonyan and Zisserman 2015, section 3.1), "gap" has global average
-# pooling instead. "multilayer" is ours: a softmax on every convolution's mean, a linear classifier at first.
+# What stands between block5_pool and the softmax. i, ii and iii are the study's (section
+# "Fine-tuning"; "l2": with the penalty). "fc" is VGG16's own top (Simonyan and Zisserman 2015,
+# section 3.1), "gap" has global average pooling instead. "multilayer" is ours: a softmax on every
+# convolution's mean.
 HEADS = {
     "i": ("flatten", "dense 512", "dropout 0.2", "dense 512"),
     "ii": ("flatten", "batch_norm", "dense 512 l2", "dropout 0.3", "dense 512 l2"),
     "iii": ("flatten", "batch_norm", "dense 256 l2", "dropout 0.4", "dense 256 l2", "dense 256 l2"),
     "fc": ("flatten", "dense 4096", "dropout 0.5", "dense 4096", "dropout 0.5"),
     "gap": ("global_average_pooling",),
-    "multilayer": ("multilayer", "batch_norm"),
+    "multilayer": ("batch_norm",),
 }
 
 
-@functools.lru_cache(4)  # drawn once an epoch and not for each batch of it
+# ---------------------------------------------------------------------------------------- batches
+
+
+@functools.lru_cache(4)  # computed once an epoch and not for each batch of it
 def order_of_rows(count, seed, epoch):
     """The order of `count` rows in an epoch, int64 (count,); as they are where `seed` is None."""
-    return (
-        np.arange(count)
-        if seed is None
-        else np.random.default_rng([seed, epoch]).permutation(count)
-    )
+    if seed is None:
+        return np.arange(count)
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of (inputs, labels), drawn by (seed, epoch, row) alone.
+    """Batches of (inputs, labels), which depend on (seed, epoch, row) alone.
 
-    inputs: (n, ...), perhaps a memory map: uint8 RGB images or activations. labels: (n,) int64. seed: of
-    the order of the rows in each epoch; None keeps them as they are. augment: ranges (study.AUGMENTATION)
-    of an affine map for each image; with {} all stay in place. share: of the batch, for several devices.
+    inputs: (n, ...), perhaps a memory map: uint8 RGB images or activations. labels: (n,) int64.
+    seed: of the order of the rows in each epoch; None keeps them as they are. augment: ranges
+    (study.AUGMENTATION) of an affine map for each image; with {} all stay in place. share: of the
+    batch, for several devices.
 
-    Each item is (inputs (b, ...) as they are stored, labels (b,)); the last batch holds what is left over.
-    With `augment` the inputs are (images, maps float32 (b, 6)), which the device applies
-    (`augmented_model`). With `class_weights`, float32 (classes,), a third part, float32 (b,), weighs the
-    rows; on several devices as well, where rows of weight 0 fill up a batch until it can be shared out.
-    """
+    Each item is (inputs (b, ...) as they are stored, labels (b,)); the last batch holds what is
+    left over. With `augment` the inputs are (images, matrices float32 (b, 6)), which the device
+    applies (`augmented_model`). With `class_weights`, float32 (classes,), a third part, float32
+    (b,), weighs the rows; on several devices as well, where rows of weight 0 fill up a batch until
+    it can be shared out."""
 
     def __init__(self, inputs, labels, batch_size, seed=None, augment=None, share=Share()):  # noqa: B008
         super().__init__()
-        self.inputs, self.labels, self.batch_size = inputs, labels, batch_size
-        self.seed, self.augment, self.share = seed, augment, share
-        self.epoch, self.class_weights = 0, None
+        self.inputs = inputs
+        self.labels = labels
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augment = augment
+        self.share = share
+        self.class_weights = None
+        self.epoch = 0
 
     def __len__(self):
         return -(-len(self.labels) // self.batch_size)
@@ -74,37 +83,58 @@ class Batches(keras.utils.PyDataset):
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def __getitem__(self, index):
-        rows, share = self.rows(index), self.share
+        rows = self.rows(index)
         count = len(rows)
-        rows = np.resize(rows, count + -count % share.replicas)  # repeats the first ones
-        x, y = self.inputs[rows], self.labels[rows]
-        if self.augment is not None:
-            height, width = x.shape[1:3]
-            draws = [IDENTITY] * len(rows)
-            if self.augment:
-                rngs = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows]
-                draws = [sample_augmentation(rng, height, width, self.augment) for rng in rngs]
-            x = x, affine_matrices(draws, height, width)
-        if share.replicas == 1 and self.class_weights is None:
+        # filled up by its first rows until every device gets equally many
+        rows = np.resize(rows, count + -count % self.share.replicas)
+        weights = self.weights_of(self.labels[rows], count)
+
+        # this process' part of the batch
+        if self.share.processes > 1:
+            parts = np.array_split(np.arange(len(rows)), self.share.processes)
+            own = parts[self.share.process]
+            rows = rows[own]
+            weights = weights[own]
+
+        x = self.inputs_of(rows)
+        y = self.labels[rows]
+        if self.share.replicas == 1 and self.class_weights is None:
             return x, y
-        weights = (
-            np.ones(len(rows), "float32") if self.class_weights is None else self.class_weights[y]
-        )
-        if share.replicas == 1:
-            return x, y, weights
-        weights[count:] = 0  # those repeated count nothing
+        return x, y, weights
+
+    def inputs_of(self, rows):
+        """The network's inputs for these rows: as they are, or with a matrix for each image."""
+        x = self.inputs[rows]
+        if self.augment is None:
+            return x
+        height, width = x.shape[1:3]
+        moves = [IDENTITY] * len(rows)
+        if self.augment:
+            rngs = [np.random.default_rng([self.seed, self.epoch, row]) for row in rows]
+            moves = [sample_augmentation(rng, height, width, self.augment) for rng in rngs]
+        return x, affine_matrices(moves, height, width)
+
+    def weights_of(self, y, count):
+        """Weights float32 (b,) of rows with the labels `y`, of which the first `count` are no
+        filling."""
+        weights = np.ones(len(y), "float32")
+        if self.class_weights is not None:
+            weights = self.class_weights[y]
+        weights[count:] = 0
         if self.seed is not None:  # in training the loss is a mean over all rows: keep its size
-            weights *= len(rows) / count
-        if share.whole_batches:
-            return x, y, weights
-        own = np.array_split(np.arange(len(rows)), share.processes)[share.process]
-        x = tuple(part[own] for part in x) if isinstance(x, tuple) else x[own]
-        return x, y[own], weights[own]
+            weights *= len(y) / count
+        return weights
+
+
+# ----------------------------------------------------------------------------------- augmentation
+
+# What `sample_augmentation` gives for an image that stays as it is.
+IDENTITY = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": 0}
 
 
 def sample_augmentation(rng, height, width, ranges=AUGMENTATION):
-    """Parameters of one random transformation within `ranges`: a dict in ImageDataGenerator's terms. theta
-    in degrees, tx and ty in pixels, zx and zy as factors, flip_horizontal."""
+    """One random transformation within `ranges`: a dict in ImageDataGenerator's terms. theta in
+    degrees, tx and ty in pixels, zx and zy as factors, flip_horizontal."""
     zoom = ranges["zoom_range"]
     return {
         "theta": rng.uniform(-ranges["rotation_range"], ranges["rotation_range"]),
@@ -116,51 +146,57 @@ def sample_augmentation(rng, height, width, ranges=AUGMENTATION):
     }
 
 
-# What `sample_augmentation` gives for an image that stays as it is.
-IDENTITY = {"theta": 0, "tx": 0, "ty": 0, "zx": 1, "zy": 1, "flip_horizontal": 0}
-
-
-def affine_matrices(draws, height, width):
-    """Rotation, shift and zoom about the centre, then the mirror, as one map from output to input pixels.
-    draws: dicts of `sample_augmentation`. Returns float32 (b, 6), as `warp_affine` takes them."""
-    draw = {key: np.array([draw[key] for draw in draws], "float64") for key in draws[0]}
-    cos, sin = np.cos(np.deg2rad(draw["theta"])), np.sin(np.deg2rad(draw["theta"]))
-    zero, one, mirrored = np.zeros(len(draws)), np.ones(len(draws)), draw["flip_horizontal"]
+def affine_matrices(moves, height, width):
+    """Rotation, shift and zoom about the centre, then the mirror, as one map from output to input
+    pixels. moves: dicts of `sample_augmentation`. Returns float32 (b, 6), as `warp_affine` takes
+    them."""
+    move = {key: np.array([move[key] for move in moves], "float64") for key in IDENTITY}
+    cos = np.cos(np.deg2rad(move["theta"]))
+    sin = np.sin(np.deg2rad(move["theta"]))
+    mirrored = move["flip_horizontal"]
+    zero = np.zeros(len(moves))
+    one = np.ones(len(moves))
 
     def matrices(first, second):
         return np.array([first, second, [zero, zero, one]]).transpose(2, 0, 1)  # (b, 3, 3)
 
     rotation = matrices([cos, -sin, zero], [sin, cos, zero])
-    shift = matrices([one, zero, draw["tx"]], [zero, one, draw["ty"]])
-    zoom = matrices([draw["zx"], zero, zero], [zero, draw["zy"], zero])
+    shift = matrices([one, zero, move["tx"]], [zero, one, move["ty"]])
+    zoom = matrices([move["zx"], zero, zero], [zero, move["zy"], zero])
     mirror = matrices([1 - 2 * mirrored, zero, (width - 1) * mirrored], [zero, one, zero])
     centre = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
-    maps = centre @ rotation @ shift @ zoom @ np.linalg.inv(centre) @ mirror
-    return maps[:, :2].reshape(-1, 6).astype("float32")
+    whole = centre @ rotation @ shift @ zoom @ np.linalg.inv(centre) @ mirror
+    return whole[:, :2].reshape(-1, 6).astype("float32")
 
 
-def warp_affine(images, maps):
-    """Each of images (b, h, w, channels) through its map, bilinear, the edges repeated; float32. maps:
-    float32 (b, 6), from output to input: column = a0 x + a1 y + a2, row = a3 x + a4 y + a5. A gather, which
-    XLA compiles on every backend; `keras.ops.image.affine_transform` it does not on TensorFlow."""
+def warp_affine(images, matrices):
+    """Each of images (b, h, w, channels) through its matrix, bilinear, the edges repeated; float32.
+    matrices: float32 (b, 6), from output to input: column = a0 x + a1 y + a2, row = a3 x + a4 y +
+    a5. A gather, which XLA compiles on every backend; `keras.ops.image.affine_transform` it does
+    not on TensorFlow."""
     height, width, channels = images.shape[1:]
-    a = ops.reshape(maps, (-1, 6, 1, 1))
+
+    # where each output pixel comes from
+    a = ops.reshape(matrices, (-1, 6, 1, 1))
     x = ops.reshape(ops.arange(width, dtype="float32"), (1, 1, width))
     y = ops.reshape(ops.arange(height, dtype="float32"), (1, height, 1))
-    column, row = (
-        a[:, 0] * x + a[:, 1] * y + a[:, 2],
-        a[:, 3] * x + a[:, 4] * y + a[:, 5],
-    )  # (b, h, w)
-    left, top = ops.floor(column), ops.floor(row)
-    right_share, low_share = (column - left)[..., None], (row - top)[..., None]
-    left, top = ops.cast(left, "int32"), ops.cast(top, "int32")
-    pixels = ops.reshape(images, (-1, channels))  # of all images, one after the other
-    first = ops.reshape(
-        ops.arange(ops.shape(images)[0], dtype="int32") * (height * width), (-1, 1, 1)
-    )
+    column = a[:, 0] * x + a[:, 1] * y + a[:, 2]  # (b, h, w)
+    row = a[:, 3] * x + a[:, 4] * y + a[:, 5]
+    left = ops.floor(column)
+    top = ops.floor(row)
+    right_share = (column - left)[..., None]
+    low_share = (row - top)[..., None]
+    left = ops.cast(left, "int32")
+    top = ops.cast(top, "int32")
+
+    # its four neighbours there, out of the pixels of all images, one after the other
+    pixels = ops.reshape(images, (-1, channels))
+    first = ops.arange(ops.shape(images)[0], dtype="int32") * (height * width)
+    first = ops.reshape(first, (-1, 1, 1))
 
     def neighbour(down, right):
-        rows, columns = ops.clip(top + down, 0, height - 1), ops.clip(left + right, 0, width - 1)
+        rows = ops.clip(top + down, 0, height - 1)
+        columns = ops.clip(left + right, 0, width - 1)
         return ops.cast(ops.take(pixels, first + rows * width + columns, axis=0), "float32")
 
     upper = (1 - right_share) * neighbour(0, 0) + right_share * neighbour(0, 1)
@@ -169,55 +205,77 @@ def warp_affine(images, maps):
 
 
 class AffineWarp(layers.Layer):
-    """`warp_affine` as a layer of (images, maps)."""
+    """`warp_affine` as a layer of (images, matrices)."""
 
-    def call(self, images, maps):
-        return warp_affine(images, maps)
+    def call(self, images, matrices):
+        return warp_affine(images, matrices)
 
 
 def augmented_model(model):
-    """`model`, with all its layers, on (uint8 images, maps) as `Batches` gives them with `augment`."""
+    """`model`, with all its layers, on (uint8 images, matrices) as `Batches` gives with
+    `augment`."""
     images = keras.Input(model.input.shape[1:], dtype="uint8", name="images")
-    maps = keras.Input((6,), name="maps")
-    return keras.Model((images, maps), model(AffineWarp(dtype="float32")(images, maps)))
+    matrices = keras.Input((6,), name="matrices")
+    warped = AffineWarp(dtype="float32")(images, matrices)
+    return keras.Model((images, matrices), model(warped))
+
+
+# ------------------------------------------------------------------------------------ the network
 
 
 def build_model(image_size, classes, head, l2=0.01, seed=None, name="vgg16"):
-    """VGG16's 13 convolutions with one of HEADS and a softmax, all weights new. Input (b, image_size,
-    image_size, 3), RGB of 0 to 255; output (b, classes). Preprocessing is that of
-    `keras.applications.vgg16.preprocess_input`, in standard layers, so that a saved network needs none of
-    this code. Dense layers are named fc1, fc2, fc3, predictions. seed: of the head's weights, dropout."""
+    """VGG16's 13 convolutions with one of HEADS and a softmax, all weights new. Input (b,
+    image_size, image_size, 3), RGB of 0 to 255; output (b, classes). Preprocessing is that of
+    `keras.applications.vgg16.preprocess_input`, in standard layers, so that a saved network needs
+    none of this code. Dense layers are named fc1, fc2, fc3, predictions. seed: of the head's
+    weights and of dropout."""
     if seed is not None:
         keras.utils.set_random_seed(seed)
     images = keras.Input((image_size, image_size, 3), name="images")
-    offset = [-mean for mean in IMAGENET_MEAN]
     bgr = ops.flip(images, axis=-1)
+    offset = [-mean for mean in IMAGENET_MEAN]
     bgr = layers.Rescaling(1.0, offset=offset, dtype="float32", name="preprocessing")(bgr)
     base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=bgr)
-    x, dense = base.output, 0
-    for kind, *settings in map(str.split, HEADS[head]):
-        if kind == "multilayer":
-            x = feature_extractor(base, convolutions(base))[0].output
-        elif kind == "flatten":
+    x = base.output
+    if head == "multilayer":
+        x = feature_extractor(base, convolutions(base))[0].output
+    x = add_head(x, HEADS[head], l2)
+    # a softmax in bfloat16 would have three digits
+    x = layers.Dense(classes, activation="softmax", dtype="float32", name="predictions")(x)
+    return keras.Model(images, x, name=name)
+
+
+def add_head(x, kinds, l2):
+    """The output of the layers that `kinds`, one of HEADS, lists, with `x` as the first one's
+    input."""
+    dense = 0
+    for kind, *settings in map(str.split, kinds):
+        if kind == "flatten":
             x = layers.Flatten(name="flatten")(x)
         elif kind == "global_average_pooling":
             x = layers.GlobalAveragePooling2D(name="global_average_pooling")(x)
         elif kind == "batch_norm":
             x = layers.BatchNormalization(name="batch_normalization")(x)
         elif kind == "dropout":
-            # Without a seed of its own it would draw from PyTorch's global state, which no file holds;
+            # Without a seed of its own it would use PyTorch's global state, which no file holds;
             # this one is Keras' default, and follows set_random_seed.
             seed = random.randint(1, 10**9)
             x = layers.Dropout(float(settings[0]), seed=seed, name=f"dropout{dense}")(x)
-        else:
+        elif kind == "dense":
             dense += 1
-            penalty = keras.regularizers.L2(l2) if "l2" in settings else None
-            x = layers.Dense(
-                int(settings[0]), "relu", kernel_regularizer=penalty, name=f"fc{dense}"
-            )(x)
-    # a softmax in bfloat16 would have three digits
-    x = layers.Dense(classes, activation="softmax", dtype="float32", name="predictions")(x)
-    return keras.Model(images, x, name=name)
+            width, *penalised = settings
+            penalty = keras.regularizers.L2(l2) if penalised else None
+            x = layers.Dense(int(width), "relu", kernel_regularizer=penalty, name=f"fc{dense}")(x)
+    return x
+
+
+def all_layers(model):
+    """Yields the layers of a model, and of models within it, in their order."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from all_layers(layer)
+        else:
+            yield layer
 
 
 def convolutions(model):
@@ -226,29 +284,37 @@ def convolutions(model):
 
 
 def has_multilayer_head(model):
-    """Whether the head of `model` takes something of every convolution (head "multilayer")."""
+    """Whether the head of `model` takes something of every convolution."""
     return any(layer.name == "features" for layer in model.layers)
 
 
 def set_trainable(model, blocks):
-    """Have the convolutions of `blocks` and the head train, nothing else, from the next compile on."""
+    """Have the convolutions of `blocks` and the head train, nothing else, from the next compile
+    on."""
     for name in convolutions(model):
-        model.get_layer(name).trainable = name.split("_")[0] in blocks
+        block, _ = name.split("_")
+        model.get_layer(name).trainable = block in blocks
 
 
 def split_model(model, boundary):
     """Two models that share the layers of `model`, up to and from the layer named `boundary`."""
-    lower = keras.Model(model.input, model.get_layer(boundary).output)
-    x = inputs = keras.Input(lower.output.shape[1:])
-    names = [layer.name for layer in model.layers]
-    for layer in model.layers[names.index(boundary) + 1 :]:
-        x = layer(x)
-    return lower, keras.Model(inputs, x)
+    middle = model.get_layer(boundary).output
+    return keras.Model(model.input, middle), keras.Model(middle, model.output)
+
+
+# -------------------------------------------------------------------------------------- callbacks
+
+
+def trained_weights(model):
+    """The variables that training changes: those of all layers that are not frozen, in their
+    order."""
+    return [weight for layer in all_layers(model) if layer.trainable for weight in layer.weights]
 
 
 class ResumedEarlyStopping(keras.callbacks.EarlyStopping):
-    """Early stopping that first sees again the figures of the epochs in `done`, before an interrupt, and
-    that ends a training whose loss is no number, before the checkpoint keeps its weights."""
+    """Early stopping that first sees again the figures of the epochs in `done`, before an
+    interrupt, and that ends a training whose loss is no number, before the checkpoint keeps its
+    weights."""
 
     done = ()
 
@@ -259,106 +325,124 @@ class ResumedEarlyStopping(keras.callbacks.EarlyStopping):
 
     def on_epoch_end(self, epoch, logs=None):
         if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
-            losses = f"loss {logs['loss']:g}, val_loss {logs['val_loss']:g}"
-            advice = "lower --learning-rate, or in an unfrozen stage --fine-tune-learning-rate"
             raise BadInput(
-                f"The training diverged in epoch {epoch + 1} of this stage ({losses}); {advice}."
+                f"The training diverged in epoch {epoch + 1} of this stage (loss {logs['loss']:g}, "
+                f"val_loss {logs['val_loss']:g}); lower --learning-rate, or in an unfrozen stage "
+                "--fine-tune-learning-rate."
             )
         super().on_epoch_end(epoch, logs)
 
 
 class BestWeights(keras.callbacks.Callback):
-    """A checkpoint of the best val_accuracy that stays in memory: a GPU trains an epoch of a thousand
-    pictures in less time than it takes to write VGG16 to disk."""
+    """A checkpoint of the best val_accuracy that stays in memory: a GPU trains an epoch of a
+    thousand pictures in less time than it takes to write VGG16 to disk. weights: arrays of
+    `trained_weights`."""
 
     def __init__(self, weights=None, val_accuracy=-np.inf):
         super().__init__()
-        self.weights, self.val_accuracy = weights, val_accuracy
+        self.weights = weights
+        self.val_accuracy = val_accuracy
 
     def on_epoch_end(self, epoch, logs=None):
         if logs["val_accuracy"] > self.val_accuracy:
-            self.weights, self.val_accuracy = self.model.get_weights(), logs["val_accuracy"]
+            self.weights = [weight.numpy() for weight in trained_weights(self.model)]
+            self.val_accuracy = logs["val_accuracy"]
 
 
 def training_callbacks(done=(), weights=None):
-    """Early stopping on val_loss, and a checkpoint of the best val_accuracy. done: the figures of epochs
-    that an interrupted training has behind it, weights: those of the best one. Keras saves neither
-    callback's state, but it follows from these."""
+    """Early stopping on val_loss, and a checkpoint of the best val_accuracy. done: the figures of
+    epochs that an interrupted training has behind it, weights: those of the best one. Keras saves
+    neither callback's state, but it follows from these."""
     stopping = ResumedEarlyStopping(monitor="val_loss", patience=EARLY_STOPPING_PATIENCE)
     stopping.done = done
-    return [
-        stopping,
-        BestWeights(weights, max((row["val_accuracy"] for row in done), default=-np.inf)),
-    ]
+    best = max((row["val_accuracy"] for row in done), default=-np.inf)
+    return [stopping, BestWeights(weights, best)]
 
 
 class ProgressLines(keras.callbacks.Callback):
-    """Within an epoch, a line now and then where the output is no terminal: images a second, time left."""
+    """Within an epoch, a line now and then where the output is no terminal: images a second, time
+    left."""
 
     async_safe = True  # Keras need not wait for a batch's loss to call it
 
     def __init__(self, batches):
         super().__init__()
-        self.images, self.batch_size = len(batches.labels), batches.batch_size
+        self.images = len(batches.labels)
+        self.batch_size = batches.batch_size
 
     def on_epoch_begin(self, epoch, logs=None):
         self.bar = progress(None, f"epoch {epoch + 1}", self.images, " images")
 
     def on_train_batch_end(self, batch, logs=None):
-        self.bar.update(max(0, min((batch + 1) * self.batch_size, self.images) - self.bar.n))
+        seen = min((batch + 1) * self.batch_size, self.images)
+        self.bar.update(max(0, seen - self.bar.n))
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()
 
 
+# ------------------------------------------------------------------------------ layer-wise pooling
+
+
 def layer_names(model, wanted):
     """Names of the layers of `model` that --layers names, first to last: see `parse_layers`."""
     dense = [layer.name for layer in model.layers if isinstance(layer, layers.Dense)]
-    return parse_layers(
-        convolutions(model) + [name for name in dense if name != "predictions"], wanted
-    )
+    known = convolutions(model) + [name for name in dense if name != "predictions"]
+    return parse_layers(known, wanted)
 
 
 def parse_layers(known, wanted):
-    """The names among `known` that --layers names: "all"; "conv", the convolutions; "last", the last one of
-    each block; or names separated by commas. BadInput for an unknown name."""
+    """The names among `known` that --layers names: "all"; "conv", the convolutions; "last", the
+    last one of each block; or names separated by commas. BadInput for an unknown name."""
     conv = [name for name in known if "_conv" in name]
-    if wanted in ("all", "conv"):
-        return known if wanted == "all" else conv
+    if wanted == "all":
+        return known
+    if wanted == "conv":
+        return conv
     if wanted == "last":
-        return list({name.split("_")[0]: name for name in conv}.values())
+        last_of_block = {name.split("_")[0]: name for name in conv}
+        return list(last_of_block.values())
     names = [name.strip() for name in wanted.split(",")]
     for name in names:
         if name not in known:
-            choices = f"all, last, conv or among {', '.join(known)}"
-            raise BadInput(f"--layers: there is no layer {name!r}; choose {choices}.")
+            raise BadInput(
+                f"--layers: there is no layer {name!r}; choose all, last, conv or among "
+                f"{', '.join(known)}."
+            )
     return [name for name in known if name in names]
 
 
 def feature_extractor(model, names):
-    """A model that gives the features of all named layers in one pass. Each convolution's activation is
-    averaged over its positions, dense layers are taken as they are (STUDY, "Feature extraction"). Returns
-    (model with output float32 (b, n_features), {layer: [first column, column after its last]})."""
-    outputs, columns, start = [], {}, 0
+    """A model that gives the features of all named layers in one pass. Each convolution's
+    activation is averaged over its positions, dense layers are taken as they are (STUDY, "Feature
+    extraction"). Returns (model with output float32 (b, n_features), {layer: [first column, column
+    after its last]})."""
+    outputs = []
+    columns = {}
+    start = 0
     for name in names:
         output = model.get_layer(name).output
         if len(output.shape) == 4:
-            output = layers.GlobalAveragePooling2D(name=f"{name}_mean", dtype="float32")(output)
+            mean = layers.GlobalAveragePooling2D(name=f"{name}_mean", dtype="float32")
+            output = mean(output)
         outputs.append(output)
-        columns[name] = [start, start + output.shape[-1]]
-        start += output.shape[-1]
-    join = layers.Concatenate(name="features", dtype="float32")
-    return keras.Model(model.input, join(outputs) if len(outputs) > 1 else outputs[0]), columns
+        stop = start + output.shape[-1]
+        columns[name] = [start, stop]
+        start = stop
+    if len(outputs) == 1:
+        return keras.Model(model.input, outputs[0]), columns
+    joined = layers.Concatenate(name="features", dtype="float32")(outputs)
+    return keras.Model(model.input, joined), columns
 
 
 def discretize(features):
-    """-1 below -0.25, +1 above 0.15, else 0, for standardised features (n, n_features); float32. The
-    thresholds of the full-network embedding (Garcia-Gasulla et al. 2018)."""
+    """-1 below -0.25, +1 above 0.15, else 0, for standardised features (n, n_features); float32.
+    The thresholds of the full-network embedding (Garcia-Gasulla et al. 2018)."""
     low, high = EMBEDDING_THRESHOLDS
     return (features > high).astype("float32") - (features < low)
 
 
 def signed_square_root(features):
-    """Square roots of features (n, n_features), negative ones' with their sign: their long tails become
-    shorter (power normalisation, Perronnin et al. 2010)."""
+    """Square roots of features (n, n_features), negative ones' with their sign: their long tails
+    become shorter (power normalisation, Perronnin et al. 2010)."""
     return np.sign(features) * np.sqrt(np.abs(features))

@@ -1,9 +1,10 @@
 """Store the features of VGG16's layers for every image: each convolution's activation averaged over
 its positions, the dense layers as they are (STUDY, "Feature extraction").
 
-    python extract_features.py                          all layers of the original VGG16: 12,416
-    python extract_features.py --weights RUN --layers conv    a fine-tuned network's 13 convolutions: 4,224
-    python extract_features.py --part 2/8               every 8th batch from the 2nd on
+    python extract_features.py                   all layers of the original VGG16: 12,416
+    python extract_features.py --weights RUN --layers conv
+                                                 a fine-tuned network's 13 convolutions: 4,224
+    python extract_features.py --part 2/8        every 8th batch from the 2nd on
 
     --layers         original VGG16      fine-tuned, head iii
     all              12,416              4,992 (13 convolutions, fc1, fc2, fc3)
@@ -23,8 +24,14 @@ def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group, layers="all")
-    text = "only the Kth of N parts of the batches; N processes, on any machines, do all (default: 1/1)"
-    group.add_argument("--part", type=flags.part_of, default=(1, 1), metavar="K/N", help=text)
+    group.add_argument(
+        "--part",
+        type=flags.part_of,
+        default=(1, 1),
+        metavar="K/N",
+        help="only the Kth of N parts of the batches; N processes, on any machines, do all "
+        "(default: 1/1)",
+    )
     flags.add_shared_arguments(parser)
     return parser.parse_args(argv)
 
@@ -32,32 +39,32 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
 
-    import common  # noqa: F401, Keras first, without its start-up lines
     from transfer import features
     from transfer.data import load_dataset
-    from transfer.files import read_json
 
     dataset = load_dataset(args.data, args.seed)
     features.resolve_weights(args, dataset)
     flags.resolve_arguments(args, dataset)
     print_configuration(args, dataset)
 
-    source = features.FeatureSpec(
+    # extract them, where they are not there yet
+    spec = features.FeatureSpec(
         args.weights, args.layers, args.image_size, args.seed, args.precision
     )
-    folder = Path(args.out or features.features_folder(source, dataset, args.skip_unreadable))
-    given = args.batch_size, args.cache, args.skip_unreadable, args.devices, args.part
-    settings = features.ExtractionOptions(*given)
-    features.extract_features(source, dataset, SPLITS, folder, settings, check=bool(args.out))
-
-    print_notice(dataset.notice)
-    columns = read_json(folder / "features.json")["layers"]
-    print(
-        f"{max(stop for _, stop in columns.values())} features of {len(columns)} layers in {folder}/"
+    options = features.ExtractionOptions(
+        args.batch_size, args.cache, args.skip_unreadable, args.devices, args.part
     )
-    waiting = "when all parts are done: " * (args.part != (1, 1))
-    command = f"python random_forest.py --leaf 2 --trees 50 --data {args.data} --features {folder}"
-    print(f"Next: {waiting}{command}")
+    folder = Path(args.out or features.features_folder(spec, dataset, args.skip_unreadable))
+    features.extract_features(spec, dataset, SPLITS, folder, options)
+
+    # say where they are
+    print_notice(dataset.notice)
+    print(f"Results: {folder}/ (.npy and .csv of each split; features.json lists the columns)")
+    if args.part != (1, 1):
+        print("When all parts are done:")
+    print(
+        f"Next: python random_forest.py --leaf 2 --trees 50 --data {args.data} --features {folder}"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ The study's five strategies for head iii:
 
 from transfer import flags
 from transfer.console import print_configuration, run_script
-from transfer.study import SPLITS, fine_tuning_rows
+from transfer.study import SPLITS
 
 
 def parse_args(argv=None):
@@ -28,31 +28,42 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from common import build_model
-    from transfer import data, images, runs, train
-    from transfer.devices import on_devices
-    from transfer.weights import load_weights, with_precision
+    from transfer import data, devices, images, report, runs, train, weights
 
     dataset = data.load_dataset(args.data, args.seed)
     flags.resolve_arguments(args, dataset)
-    with on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
+    name = runs.run_name(
+        "finetune",
+        args.head,
+        args.unfreeze,
+        strong=args.recipe == "strong",
+        augment=args.augment,
+        final_augment=args.final_augment,
+        balanced=args.balanced,
+    )
+    with devices.on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
         print_configuration(args, dataset, computes_on)
-        classes, name = len(dataset.labels), f"vgg16_{dataset.name}"
-        model = build_model(args.image_size, classes, args.head, args.l2, args.seed, name)
-        load_weights(model, args.weights, args.seed)
-        model = with_precision(model, args.precision)
-        settings = (args.image_size, args.cache, args.skip_unreadable)
+
+        # VGG16's convolutions with their weights, and a new head
+        classes = len(dataset.labels)
+        network_name = f"vgg16_{dataset.name}"
+        model = build_model(args.image_size, classes, args.head, args.l2, args.seed, network_name)
+        weights.load_weights(model, args.weights, args.seed)
+        model = weights.with_precision(model, args.precision)
+
+        # the test split too, so that what is wrong with it is said before training
         dataset = images.load_images(
-            dataset, SPLITS, *settings
-        )  # test too: what is wrong is said now
-        stages, parts = train.plan_stages(args), ["finetune", args.head, args.unfreeze]
-        parts += ["strong"] * (args.recipe == "strong") + ["augment"] * args.augment
-        parts += ["final-augment"] * args.final_augment + ["balanced"] * args.balanced
+            dataset, SPLITS, args.image_size, args.cache, args.skip_unreadable
+        )
+
+        # stage by stage, each from the best weights of the one before
+        stages = train.plan_stages(args)
         config = runs.describe_run(args, dataset, **train.decisive(stages, model))
-        with runs.start_run(config, "-".join(parts), args.out, share) as run:
-            history = train.train_stages(model, stages, dataset, args.cache, run)
-            metrics = train.write_metrics(run, dataset, history)
-            study = [] if dataset.in_folders else fine_tuning_rows(vars(args))
-            train.print_metrics(run, metrics, study)
+        with runs.start_run(config, name, args.out, share) as run:
+            train.train_stages(model, stages, dataset, args.cache, run)
+            report.print_run(runs.read_run(run))
+
+    print(f"\nResults: {run}/ (metrics.json, history.csv, curves.png, model.keras)")
     print(f"Next: python test_model.py --run {run}")
 
 

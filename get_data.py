@@ -1,11 +1,11 @@
 """Fetch MAMe: download and unpack both archives, check every file.
 
-python get_data.py mame
+python get_data.py
+python get_data.py --url https://mirror.example/mame
 """
 
 import os
 import shutil
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -17,63 +17,67 @@ MAME_URL = "https://storage.hpai.bsc.es/mame-dataset"
 ARCHIVES = {"MAMe_metadata.zip": "0bca980978e3883f753f01ccad955981", "MAMe_data_256.zip": None}
 
 
-def fetch_archive(name, md5, url, root):
-    """Download one archive of MAMe and unpack it below `root`; returns the folder unpacked to.
-    `keras.utils.get_file` shows progress, checks the md5 and unpacks nothing outside its folder."""
-    from common import keras
+def fetch_archive(name, url, root):
+    """Download one of MAMe's archives and unpack it below `root`; returns the folder unpacked to.
+    `keras.utils.get_file` shows progress and checks the md5; `zipfile` writes nothing outside the
+    folder. BadInput where either fails."""
+    from transfer.backend import keras
 
-    folder = root / "download"
-    archive = folder / name
-    # A download that was killed leaves a part of the archive; without an md5 only this tells.
-    whole = archive.exists() and zipfile.is_zipfile(archive)
-    settings = {"cache_dir": str(root), "cache_subdir": "download", "file_hash": md5}
-    settings |= {"extract": True, "archive_format": "zip", "force_download": not whole}
+    archive = root / "download" / name
+    folder = archive.with_suffix("")
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # what it skipped or could not unpack is found below
-            keras.utils.get_file(name, f"{url.rstrip('/')}/{name}", **settings)
-    except Exception as error:  # get_file raises bare Exception where the network fails
-        archive.unlink(missing_ok=True)
-        raise BadInput(
-            f"{name} is not to be had from {url} ({error}); name a mirror with --url."
-        ) from None
-    unpacked = folder / f"{name.removesuffix('.zip')}_extracted"
-    if not unpacked.is_dir():
-        archive.unlink(missing_ok=True)
-        raise BadInput(
-            f"{name} from {url} is not a zip archive; try again, or name a mirror with --url."
+        keras.utils.get_file(
+            name,
+            f"{url.rstrip('/')}/{name}",
+            cache_dir=root,
+            cache_subdir="download",
+            file_hash=ARCHIVES[name],
+            # a killed download leaves a part of the archive; without an md5 only this tells
+            force_download=not zipfile.is_zipfile(archive),
         )
-    return unpacked
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(folder)
+    except Exception as error:  # get_file raises bare Exception where the network fails
+        raise BadInput(
+            f"{name} could not be downloaded from {url} ({error}); try again, or name a mirror with"
+            " --url."
+        ) from None
+    return folder
 
 
-def place(unpacked, name, target):
-    """Move the file or folder `name`, wherever it was unpacked, to `target`."""
-    found = sorted(unpacked.rglob(name))
+def place(unpacked, target):
+    """Move the file or folder of the name of `target`, wherever it was unpacked, to `target`."""
+    found = sorted(unpacked.rglob(target.name))
     if not found:
-        raise BadInput(f"The archive has no {name}, so it is not MAMe's; name another with --url.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+        raise BadInput(
+            f"The archive has no {target.name}, so it is not MAMe's; name another with --url."
+        )
+    target.parent.mkdir(exist_ok=True)
     os.replace(found[0], target)
 
 
 def fetch_mame(root, url):
     """Download and unpack what of MAMe is not in `root` yet."""
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)  # else get_file would download to another place
     metadata = root / "MAMe_metadata"
-    if not any((folder / "MAMe_dataset.csv").exists() for folder in (root, metadata)):
-        unpacked = fetch_archive("MAMe_metadata.zip", ARCHIVES["MAMe_metadata.zip"], url, root)
+    images = root / "data_256"
+    if not (metadata / "MAMe_dataset.csv").exists():
+        unpacked = fetch_archive("MAMe_metadata.zip", url, root)
         for file in ("MAMe_labels.csv", "MAMe_dataset.csv"):  # the second says that both are there
-            place(unpacked, file, metadata / file)
-    if not (root / "data_256").exists():
-        unpacked = fetch_archive("MAMe_data_256.zip", ARCHIVES["MAMe_data_256.zip"], url, root)
-        place(unpacked, "data_256", root / "data_256")
+            place(unpacked, metadata / file)
+    if not images.exists():
+        place(fetch_archive("MAMe_data_256.zip", url, root), images)
     shutil.rmtree(root / "download", ignore_errors=True)
 
 
 def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
-    parser.add_argument("what", choices=("mame",))
-    parser.add_argument("--data", default="data/mame", metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--data",
+        default="data/mame",
+        metavar="DIR",
+        help="folder that MAMe goes to (default: %(default)s)",
+    )
     parser.add_argument(
         "--url", default=MAME_URL, help="where MAMe's archives lie (default: %(default)s)"
     )
@@ -82,22 +86,27 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from transfer.data import DEFAULT_DATA, load_dataset
+    from transfer.data import load_dataset
     from transfer.files import locked
 
-    root, missing = Path(args.data), []
+    # fetch what is missing, one process at a time
+    root = Path(args.data)
     with locked(root):
         fetch_mame(root, args.url)
+
+    # check that every image of the metadata is there
     dataset = load_dataset(root)
-    for name, split in dataset.splits.items():
-        print(f"  {name:<6}{len(split.files):>7} images")
-        missing += split.files[split.stamps[:, 0] < 0].tolist()
-    folder, data = dataset.image_folder, "" if root == DEFAULT_DATA else f" --data {root}"
+    missing = [
+        file for split in dataset.splits.values() for file in split.files[split.stamps[:, 0] < 0]
+    ]
     if missing:
-        advice = "\n  ".join(["delete that folder and run get_data.py again:", *missing])
-        raise BadInput(f"{len(missing)} images of the metadata are missing in {folder}; {advice}")
-    print(f"Every image listed is in {folder}; {len(dataset.labels)} mediums.")
-    print(f"\nNext: python finetune.py --head iii --unfreeze stepped{data}")
+        listed = "\n  ".join(missing)
+        raise BadInput(
+            f"{len(missing)} images of the metadata are missing in {dataset.image_folder}; delete"
+            f" that folder and run get_data.py again:\n  {listed}"
+        )
+    print(f"Every image listed is in {dataset.image_folder}; {len(dataset.labels)} mediums.")
+    print(f"\nNext: python finetune.py --head iii --unfreeze stepped --data {root}")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
     python random_forest.py --weights RUN --leaf 2 --trees 50     on a fine-tuned network
     python random_forest.py --classifier linear           a linear classifier instead
 
---discretize puts the full-network embedding (Garcia-Gasulla et al. 2018) before the forest: each feature
-standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0. The linear classifier is a
-ridge regression on their standardised square roots. Features that are not stored yet are extracted first.
+--discretize puts the full-network embedding (Garcia-Gasulla et al. 2018) before the forest: each
+feature standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0. The linear
+classifier is a ridge regression on the features' standardised square roots. Features that are not
+stored yet are extracted first.
 """
 
 import argparse
@@ -16,24 +17,18 @@ from itertools import product
 from pathlib import Path
 
 from transfer import flags
-from transfer.console import (
-    BadInput,
-    percent,
-    print_configuration,
-    print_notice,
-    print_table,
-    run_script,
-)
+from transfer.console import BadInput, print_configuration, run_script
 from transfer.files import short_name
-from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_TREES, forest_rows
+from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_TREES
 
 ALPHAS = (100.0, 300.0, 1000.0, 3000.0)
-# What a flag is where it is not given: alone, and with --grid; and the one classifier that has it.
+# Flag: its value where it is not given, its value then with --grid, and the one classifier that has
+# it. All values of a tuple are tried.
 DEFAULTS = {
-    "layers": (("all",), FOREST_LAYERS, None),
-    "discretize": ((False,), (False, True), "forest"),
-    "trees": ((100,), FOREST_TREES, "forest"),
-    "leaf": ((2,), FOREST_LEAVES, "forest"),
+    "layers": ("all", FOREST_LAYERS, None),
+    "discretize": (False, (False, True), "forest"),
+    "trees": (100, FOREST_TREES, "forest"),
+    "leaf": (2, FOREST_LEAVES, "forest"),
     "alpha": (ALPHAS, ALPHAS, "linear"),
 }
 
@@ -41,145 +36,143 @@ DEFAULTS = {
 def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
     add = parser.add_argument_group("the classifier").add_argument
-    add("--classifier", choices=("forest", "linear"), default="forest", help="default: %(default)s")
-    tried = ", ".join(map("{:g}".format, ALPHAS))
-    text = f"penalty of large weights (default: the best of {tried} on validation)"
-    add("--alpha", type=flags.positive_float, metavar="A", help=text)
-    add("--trees", type=flags.positive, metavar="N", help="default: 100")
-    add("--leaf", type=flags.positive, metavar="N", help="least images in a leaf (default: 2)")
+    add(
+        "--classifier",
+        choices=("forest", "linear"),
+        default="forest",
+        help="classifier to fit (default: %(default)s)",
+    )
+    add(
+        "--alpha",
+        type=flags.positive_float,
+        metavar="A",
+        help="penalty of large weights (default: the best of 100, 300, 1000, 3000 on validation)",
+    )
+    add("--trees", type=flags.positive, metavar="N", help="number of trees (default: 100)")
+    add("--leaf", type=flags.positive, metavar="N", help="minimum images per leaf (default: 2)")
     add(
         "--discretize",
         action=argparse.BooleanOptionalAction,
-        help="the full-network embedding first",
+        help="reduce each feature to -1, 0 or +1 first (full-network embedding; default: no)",
     )
     flags.add_balanced(add)
-    text = (
-        "every setting of the study, with and without --discretize; a flag that is given narrows it"
+    add(
+        "--grid",
+        action="store_true",
+        help="every setting of the study, with and without --discretize; "
+        "flags that you give restrict it",
     )
-    add("--grid", action="store_true", help=text)
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group)
     group.add_argument(
-        "--features", metavar="DIR", help="what extract_features.py stored (default: made)"
+        "--features", metavar="DIR", help="folder of stored features (default: extracted first)"
     )
     flags.add_shared_arguments(parser)
-    args = parser.parse_args(argv)
-    for flag, (
-        alone,
-        grid,
-        classifier,
-    ) in DEFAULTS.items():  # each becomes a tuple of what is tried
-        given = getattr(args, flag)
+    return fill_defaults(parser.parse_args(argv))
+
+
+def fill_defaults(args):
+    """Fill the flags not given from DEFAULTS; BadInput where one is of the other classifier."""
+    for flag, (alone, grid, classifier) in DEFAULTS.items():
+        given = getattr(args, flag) is not None
         if classifier in (None, args.classifier):
-            setattr(args, flag, (grid if args.grid else alone) if given is None else (given,))
-        elif given is not None:
+            if not given:
+                setattr(args, flag, grid if args.grid else alone)
+        elif given:
             raise BadInput(f"--{flag} is for --classifier {classifier}; drop one of the two.")
     return args
 
 
+def values_of(setting):
+    """The values to try: those of a tuple, else the one that was given."""
+    return setting if isinstance(setting, tuple) else (setting,)
+
+
 def plan_settings(args):
-    """{(layers, discretize): the settings of the classifiers to fit, as `fit_classifiers` takes them}."""
+    """What to fit: [(layers, discretize, setting as `fit_classifier` takes it)]."""
+    from sklearn.model_selection import ParameterGrid
+
     if args.classifier == "linear":
-        settings = [{"alpha": alpha} for alpha in sorted(args.alpha)]
+        grid = {"alpha": values_of(args.alpha)}
     else:
-        pairs = product(args.leaf, sorted(args.trees))
-        settings = [{"min_samples_leaf": leaf, "n_estimators": trees} for leaf, trees in pairs]
-    weighed = {"class_weight": "balanced"} if args.balanced else {}
-    settings = [setting | weighed for setting in settings]
-    return dict.fromkeys(product(args.layers, args.discretize or (False,)), settings)
+        trees = sorted(values_of(args.trees))
+        grid = {"min_samples_leaf": values_of(args.leaf), "n_estimators": trees}
+    if args.balanced:
+        grid["class_weight"] = ["balanced"]
+
+    discretize = values_of(args.discretize or False)
+    return list(product(values_of(args.layers), discretize, ParameterGrid(grid)))
 
 
-def find_features(args, dataset):
-    """The folder with the features of train and val, extracted first where that is needed."""
+def extract_features(args, dataset):
+    """The folder where the features of train and val lie; those not there yet are extracted."""
     from transfer import features
 
-    if args.features:
-        return Path(args.features)
-    # One extraction serves every layer set; only dense layers are tied to one image size.
-    source = features.FeatureSpec(args.weights, "all", args.image_size, args.seed, args.precision)
-    if (
-        not any(map(features.needs_dense, args.layers))
-        and features.own_size(source) != args.image_size
-    ):
-        source = replace(source, layers="conv")
-    folder = features.features_folder(source, dataset, args.skip_unreadable)
-    settings = features.ExtractionOptions(
+    # one extraction serves every layer set; only dense layers are tied to one image size
+    spec = features.FeatureSpec(args.weights, "all", args.image_size, args.seed, args.precision)
+    dense = any(map(features.needs_dense, values_of(args.layers)))
+    if not dense and features.own_size(spec) != args.image_size:
+        spec = replace(spec, layers="conv")
+
+    folder = features.features_folder(spec, dataset, args.skip_unreadable)
+    options = features.ExtractionOptions(
         args.batch_size, args.cache, args.skip_unreadable, args.devices
     )
-    features.extract_features(source, dataset, ("train", "val"), folder, settings)
+    features.extract_features(spec, dataset, ("train", "val"), folder, options)
     return folder
 
 
-def print_rows(rows, original, dataset):
-    """The rows of metrics.json as a table, forests beside the study's figures where those say anything."""
-    study, table = dataset.study_cell, []
-    names = {"min_samples_leaf": "leaf", "n_estimators": "trees", "alpha": "alpha"}
-    settings = [key for key in names if key in rows[0]]
-    for row in rows:
-        same = " / ".join(f"{r['val_accuracy']:.0f}%" for r in forest_rows(original, row)) or "-"
-        setting = (
-            row["layers"],
-            row["n_features"],
-            row["discretize"],
-            *(row[key] for key in settings),
-        )
-        table.append(
-            (*setting, percent(row["accuracy"]), percent(row["val_accuracy"]), *study(same))
-        )
-    header = ("layers", "features", "discretized", *(names[key] for key in settings), "accuracy")
-    print_table((*header, "val accuracy", *study("study, MAMe")), table)
+def name_run(args, weights):
+    """What is run, as the name of its folder. weights: of the network, as in --weights."""
+    from transfer.runs import run_name
 
-
-def run_name(args, source):
-    """What is run, as the name of its folder."""
-    layers = "grid" if args.grid else short_name(args.layers[0].replace(",", "+"))
-    name = f"{args.classifier}-{source}-{layers}" + "-balanced" * args.balanced
-    if args.grid:
-        return name
-    if args.classifier == "linear":
-        return name + (f"-alpha{args.alpha[0]:g}" if len(args.alpha) == 1 else "")
-    return f"{name}-trees{args.trees[0]}-leaf{args.leaf[0]}" + "-discretized" * args.discretize[0]
+    tried = "grid"
+    if not args.grid:
+        tried = short_name(args.layers)
+        if args.classifier == "forest":
+            tried += f"-trees{args.trees}-leaf{args.leaf}"
+    return run_name(
+        args.classifier,
+        Path(weights).stem,
+        tried,
+        discretized=args.discretize is True,
+        balanced=args.balanced,
+    )
 
 
 def main(argv=None):
     args = parse_args(argv)
     from common import parse_layers
-    from transfer import classifiers, features, runs
+    from transfer.classifiers import best_row, fit_all
     from transfer.data import load_dataset
+    from transfer.features import load_features, resolve_weights
     from transfer.files import read_json, write_csv, write_json
-    from transfer.weights import is_published_vgg16
+    from transfer.report import print_run
+    from transfer.runs import describe_run, read_run, start_run
 
     dataset = load_dataset(args.data, args.seed)
-    features.resolve_weights(args, dataset)
+    resolve_weights(args, dataset)
     flags.resolve_arguments(args, dataset)
     print_configuration(args, dataset)
 
-    folder = find_features(args, dataset)
+    # the features; input that cannot be used ends here, before a run begins
+    folder = Path(args.features or extract_features(args, dataset))
     notes = read_json(folder / "features.json")
-    for layers in args.layers:  # bad input ends here, before a run begins
+    for layers in values_of(args.layers):
         parse_layers(list(notes["layers"]), layers)
-    stored = {
-        split: features.load_features(folder, dataset, split)[:2] for split in ("train", "val")
-    }
-    config = runs.describe_run(args, dataset, features={**notes, "folder": str(folder)})
-    name = run_name(args, Path(notes["weights"]).stem)
-    with runs.start_run(config, name, args.out) as run:
-        rows = classifiers.fit_all(
-            plan_settings(args), dataset, stored, notes["layers"], run, args.seed
-        )
+    stored = {split: load_features(folder, dataset, split)[:2] for split in ("train", "val")}
+
+    # every setting, the best one kept
+    config = describe_run(args, dataset, features=notes)
+    with start_run(config, name_run(args, notes["weights"]), args.out) as run:
+        rows = fit_all(plan_settings(args), dataset, stored, notes["layers"], run, args.seed)
         write_csv(run / "classifiers.csv", [{**row, "dataset": dataset.name} for row in rows])
         origin = {"dataset": dataset.name, "notice": dataset.notice}
-        write_json(
-            run / "metrics.json", origin | classifiers.best_row(rows) | {"classifiers": rows}
-        )
+        write_json(run / "metrics.json", {**origin, **best_row(rows), "classifiers": rows})
         (run / "classifiers.json").unlink()
 
-    print()
-    print_notice(dataset.notice)
-    print_rows(rows, is_published_vgg16(notes["weights"]), dataset)
-    print(
-        f"\nResults: {run}/ (metrics.json, classifiers.csv; of the best pipeline.skops, confusion_val.png)"
-    )
+    print_run(read_run(run))
+    print(f"\nResults: {run}/ (metrics.json, classifiers.csv; pipeline.skops, the best of them)")
     print(f"Next: python test_model.py --run {run}")
 
 

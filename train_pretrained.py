@@ -1,4 +1,5 @@
-"""Train VGG16 as a whole on a dataset, from ImageNet's weights or from scratch (STUDY, "Pretraining").
+"""Train VGG16 as a whole on a dataset, from ImageNet's weights or from scratch (STUDY,
+"Pretraining").
 
     python train_pretrained.py
     python train_pretrained.py --weights none --top gap
@@ -14,10 +15,15 @@ from transfer.study import ALL_BLOCKS, SPLITS
 def parse_args(argv=None):
     parser = flags.script_parser(__doc__)
     group = parser.add_argument_group("the network")
-    text = "after the convolutions: VGG16's fc1 and fc2 of 4096, or global average pooling (default: fc)"
-    group.add_argument("--top", choices=("fc", "gap"), default="fc", help=text)
+    group.add_argument(
+        "--top",
+        choices=("fc", "gap"),
+        default="fc",
+        help="layers after the convolutions: VGG16's fc1 and fc2 of 4096, or global average "
+        "pooling (default: %(default)s)",
+    )
     group.add_argument("--augment", action="store_true", help="augment the training images")
-    flags.add_training_arguments(parser, frozen=False)
+    flags.add_pretraining_arguments(parser)
     flags.add_shared_arguments(parser)
     return parser.parse_args(argv)
 
@@ -25,37 +31,44 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from common import build_model
-    from transfer import data, images, runs, train
-    from transfer.devices import on_devices
-    from transfer.weights import load_weights, with_precision
+    from transfer import data, devices, images, report, runs, train, weights
 
     dataset = data.load_dataset(args.data, args.seed)
     flags.resolve_arguments(args, dataset)
-    with on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
+    name = runs.run_name("pretrained", args.top, augment=args.augment, balanced=args.balanced)
+    with devices.on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
         print_configuration(args, dataset, computes_on)
-        classes, name = len(dataset.labels), f"vgg16_{dataset.name}"
-        model = build_model(args.image_size, classes, args.top, seed=args.seed, name=name)
-        load_weights(model, args.weights, args.seed)
-        model = with_precision(model, args.precision)
-        settings = (args.image_size, args.cache, args.skip_unreadable)
+
+        # VGG16 with a new top
+        classes = len(dataset.labels)
+        network_name = f"vgg16_{dataset.name}"
+        model = build_model(args.image_size, classes, args.top, seed=args.seed, name=network_name)
+        weights.load_weights(model, args.weights, args.seed)
+        model = weights.with_precision(model, args.precision)
+
+        # the test split too, so that what is wrong with it is said before training
         dataset = images.load_images(
-            dataset, SPLITS, *settings
-        )  # test too: what is wrong is said now
-        rate, epochs = args.pretrain_learning_rate, args.pretrain_epochs
-        keys = ("batch_size", "seed", "augment", "balanced")
-        stages = [
-            train.Stage(
-                "all", ALL_BLOCKS, rate, epochs, **{key: getattr(args, key) for key in keys}
-            )
-        ]
-        config = runs.describe_run(args, dataset, **train.decisive(stages, model))
-        name = f"pretrained-{args.top}" + "-augment" * args.augment + "-balanced" * args.balanced
+            dataset, SPLITS, args.image_size, args.cache, args.skip_unreadable
+        )
+
+        # all of it at once
+        stage = train.Stage(
+            name="all",
+            blocks=ALL_BLOCKS,
+            learning_rate=args.pretrain_learning_rate,
+            epochs=args.pretrain_epochs,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            augment=args.augment,
+            balanced=args.balanced,
+        )
+        config = runs.describe_run(args, dataset, **train.decisive([stage], model))
         with runs.start_run(config, name, args.out, share) as run:
-            history = train.train_stages(model, stages, dataset, args.cache, run)
-            train.print_metrics(run, train.write_metrics(run, dataset, history))
-    print(
-        f"Next: python finetune.py --head iii --unfreeze stepped --weights {run} --data {dataset.root}"
-    )
+            train.train_stages(model, [stage], dataset, args.cache, run)
+            report.print_run(runs.read_run(run))
+
+    print(f"\nResults: {run}/ (metrics.json, history.csv, curves.png, model.keras)")
+    print(f"Next: python finetune.py --weights {run} --data {dataset.root}")
 
 
 if __name__ == "__main__":

@@ -1,87 +1,77 @@
 """Training on cached activations against the same training without a cache, at 224x224.
 
-    python benchmarks/cached_training.py --stage dense      only the dense layers: block5_pool cached
-    python benchmarks/cached_training.py --stage second     dense + block4 + block5: block3_pool cached
+    python benchmarks/cached_training.py --stage dense     only the dense layers: block5_pool cached
+    python benchmarks/cached_training.py --stage second    and block4, block5: block3_pool cached
 
-Both are `train.train_stage`, with --cache and with --cache none, in processes of their own that take
-turns. Seconds per 1,000 training images: the pass that fills the cache, the first epoch (which traces),
-the later ones. Validation images are a quarter of the training images and are part of each epoch.
+Both train head iii as finetune.py does, with --cache and with --cache none, in processes of their
+own that take turns. Seconds per 1,000 training images: filling the cache, the first epoch (which
+traces), the later ones. Validation images are a quarter of the training images and are part of each
+epoch.
 """
 
-import argparse
 import tempfile
-import time
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
-from measure import PICTURES, alternate, describe_machine, fit_begins, pictures, report, spread
+from measure import PICTURES, alternate, describe_machine, pictures, spread
 
+from transfer.console import print_table
 from transfer.flags import script_parser
-from transfer.weights import load_weights
 
 BLOCKS = {"dense": (), "second": ("block4", "block5")}
 
 
-def measure(args, folder):
-    from types import SimpleNamespace
+def measure_training(stage, count, epochs, cached):
+    """Seconds per 1,000 training images of each part of a training, with or without a cache."""
+    from ours import random_vgg16, time_training
 
-    import common
-    from transfer import train
-
-    keras = common.keras
-    keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
-    splits = {}
-    for split, count in (("train", args.images), ("val", args.images // 4)):
-        splits[split] = SimpleNamespace(
-            images=pictures(count, folder), labels=rng.integers(0, 6, count)
-        )
-    model = common.build_model(224, 6, "iii")
-    load_weights(model, "none", 0)
-    stage = train.Stage("", BLOCKS[args.stage], 1e-4, args.epochs, args.batch_size, 0)
-    cache = "none" if args.method == "plain" else str(folder)
-
-    def end_epoch(resume, *given, original=train.Checkpoint.end_epoch):
-        original(resume, *given)
-        moments.append(time.perf_counter())
-
-    moments, dataset = [time.perf_counter()], SimpleNamespace(name="photographs", splits=splits)
-    with fit_begins(moments), mock.patch.object(train.Checkpoint, "end_epoch", end_epoch):
-        train.train_stage(model, stage, dataset, cache, train.Checkpoint.read(folder))
-    filling, first, *later = np.diff(moments) / args.images * 1000
-    report(filling=filling, first=first, later=float(np.median(later)))
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        images = {
+            "train": pictures(folder / "train.npy", count),
+            "val": pictures(folder / "val.npy", count // 4),
+        }
+        model = random_vgg16(224, 6, "iii")
+        cache = str(folder) if cached else "none"
+        seconds = time_training(model, images, BLOCKS[stage], epochs, folder / "run", cache)
+    thousands = count / 1000
+    return {
+        "filling": seconds["filling"] / thousands,
+        "first": seconds["epochs"][0] / thousands,
+        "later": float(np.median(seconds["epochs"][1:])) / thousands,
+    }
 
 
 def main():
     parser = script_parser(__doc__)
-    parser.add_argument("--stage", choices=BLOCKS, default="dense")
-    parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--method", choices=("plain", "cached"), help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--stage", choices=BLOCKS, default="dense", help="what trains (default: %(default)s)")
+    add("--images", type=int, default=96, help="training images (default: %(default)s)")
+    add("--epochs", type=int, default=4, help="number of epochs (default: %(default)s)")
+    add("--rounds", type=int, default=2, help="measurements of each (default: %(default)s)")
     args = parser.parse_args()
-    if args.method:
-        with tempfile.TemporaryDirectory() as folder:
-            return measure(args, Path(folder))
-    print(f"{describe_machine()}\nstep '{args.stage}', {args.images} {PICTURES}")
-    flags = ("--stage", args.stage, "--images", args.images, "--epochs", args.epochs)
-    flags += ("--batch-size", args.batch_size)
-    found = alternate(
-        __file__, {m: (*flags, "--method", m) for m in ("plain", "cached")}, args.rounds
-    )
-    print("\nSeconds per 1,000 images: median (minimum to maximum)")
+
+    print(f"{describe_machine()}\nstage '{args.stage}', {args.images} {PICTURES}")
+    settings = (args.stage, args.images, args.epochs)
+    workers = {
+        "plain": (measure_training, *settings, False),
+        "cached": (measure_training, *settings, True),
+    }
+    found = alternate(workers, args.rounds)
+
+    rows, medians = [], {}
     for name, figures in found.items():
-        for key in ("filling", "first", "later"):
-            print(f"  {name:8}{key:10}{spread([f[key] for f in figures])}")
-    medians = (("plain", "later"), ("cached", "filling"), ("cached", "later"))
-    plain, filling, later = (np.median([f[key] for f in found[name]]) for name, key in medians)
-    print(
-        f"\n  20 epochs, the pass included: {20 * plain / (filling + 20 * later):.1f} times as fast"
-    )
+        for key in figures[0]:
+            values = [f[key] for f in figures]
+            medians[name, key] = np.median(values)
+            rows.append((name, key, spread(values)))
+    print()
+    print_table(("seconds per 1,000 images", "", "median (minimum to maximum)"), rows)
+    plain = medians["plain", "later"]
+    later = medians["cached", "later"]
+    all_cached = medians["cached", "filling"] + 20 * later
+    print(f"\n  20 epochs, filling included: {20 * plain / all_cached:.1f} times as fast")
     print(f"  a later epoch: {plain / later:.1f} times as fast")
-    return None
 
 
 if __name__ == "__main__":

@@ -1,114 +1,110 @@
-"""What the benchmarks share: the machine, pictures, alternated runs in processes of their own."""
+"""What the benchmarks share: the machine, pictures, workers in processes of their own."""
 
-import json
+import contextlib
+import multiprocessing
+import os
 import platform
+import re
 import resource
-import subprocess
 import sys
-import time
-from importlib.metadata import distributions
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
 REAL = ROOT.parent / "shared" / "real"
-PHOTOGRAPHS = REAL / "trashnet"
-PICTURES = (
-    "TrashNet photographs" if PHOTOGRAPHS.is_dir() else "pictures of noise"
-)  # what `pictures` gives
+PHOTOGRAPHS = sorted(REAL.glob("trashnet/train/*/*.jpg"))
+PICTURES = "TrashNet photographs" if PHOTOGRAPHS else "pictures of noise"  # what `pictures` gives
+PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn")
 
 
 def describe_machine():
-    """One line on the processor, its cores and the packages."""
-    names = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    processor = (
-        f"{len(names)} cores of {names[0].split(':')[1].strip()}" if names else platform.machine()
-    )
-    packages = ("keras", "tensorflow", "jax", "torch", "scikit-learn")
-    found = {distribution.name: distribution.version for distribution in distributions()}
-    return (
-        f"{processor}; {', '.join(f'{name} {found[name]}' for name in packages if name in found)}"
-    )
+    """One line: the processor, its cores, and the packages that are installed."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"model name\s*: (.*)", text)
+    processor = model[1] if model else platform.machine()
+    parts = [f"{os.cpu_count()} cores of {processor}"]
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            parts.append(f"{package} {version(package)}")
+    return ", ".join(parts)
 
 
-def pictures(count, folder, image_size=224):
-    """`count` decoded photographs: a memory map uint8 (count, size, size, 3) in `folder`.
+def pictures(path, count, image_size=224):
+    """`count` decoded pictures: a memory map uint8 (count, size, size, 3) of the new file `path`.
 
-    TrashNet's beside the repository; where those are missing, noise.
+    Photographs that lie beside the repository, evenly over their classes; noise where none do.
     """
-    from transfer.files import ArrayFile, build_or_load_array
     from transfer.images import decode_image
 
-    paths, rng = sorted(PHOTOGRAPHS.glob("train/*/*.jpg")), np.random.default_rng(0)
-
-    def decoded(starts):
-        for number in starts:
-            if paths:
-                path = paths[number * len(paths) // count % len(paths)]
-                yield decode_image(path, image_size)[None]
-            else:
-                yield rng.integers(0, 256, (1, image_size, image_size, 3), "uint8")
-
     shape = (count, image_size, image_size, 3)
-    file = ArrayFile(Path(folder) / f"{count}-{image_size}.npy", shape, "uint8", "decoding")
-    return build_or_load_array(file, decoded, 1)
+    array = np.lib.format.open_memmap(path, "w+", "uint8", shape)
+    rng = np.random.default_rng(0)
+    for row in range(count):
+        if PHOTOGRAPHS:
+            photograph = PHOTOGRAPHS[row * len(PHOTOGRAPHS) // count]
+            array[row] = decode_image(photograph, image_size)
+        else:
+            array[row] = rng.integers(0, 256, shape[1:], "uint8")
+    array.flush()
+    return np.load(path, mmap_mode="r")
 
 
 def few_of_each(labels, count, seed):
-    """Rows of `count` random ones of each class in `labels`, of all of them where `count` is 0."""
+    """Row numbers of `count` random rows of each class in `labels`; of all rows where it is 0."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    return np.concatenate(
-        [order[labels[order] == label][: count or None] for label in np.unique(labels)]
-    )
-
-
-def fit_begins(moments):
-    """A context in which the moment when `train.train_stage` has its inputs and fits is added to a list."""
-    import common
-
-    def callbacks(*given, original=common.training_callbacks):
-        moments.append(time.perf_counter())
-        return original(*given)
-
-    return mock.patch.object(common, "training_callbacks", callbacks)
+    of_classes = [order[labels[order] == label] for label in np.unique(labels)]
+    return np.concatenate([rows[: count or None] for rows in of_classes])
 
 
 def peak_memory():
-    """Peak resident memory of this process in MB."""
+    """Peak resident memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def report(**figures):
-    """A worker's last line: its figures for `alternate`."""
-    print("FIGURES " + json.dumps(figures), flush=True)
+def silenced(function, *arguments):
+    """What `function` returns; nothing that it prints is shown."""
+    with (
+        open(os.devnull, "w") as null,
+        contextlib.redirect_stdout(null),
+        contextlib.redirect_stderr(null),
+    ):
+        return function(*arguments)
 
 
-def run_worker(script, *flags):
-    """The figures that a process of `script` reports, as a dict; None where it fails."""
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, flags)], capture_output=True, text=True
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
-    if not lines:
-        print(f"  {' '.join(map(str, flags))} gave nothing: {done.stderr.strip()[-300:]}")
-        return None
-    return json.loads(lines[-1].removeprefix("FIGURES "))
+def in_new_process(function, *arguments):
+    """What `function` returns in a process of its own. Its errors are raised here."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as pool:
+        return pool.submit(silenced, function, *arguments).result()
 
 
-def alternate(script, workers, rounds):
-    """Run all workers {name: flags} in turn, `rounds` times; {name: list of their figures}."""
-    found = {name: [] for name in workers}
+def alternate(workers, rounds=1):
+    """Run all workers {name: (function, arguments ...)} in turn, `rounds` times, in new processes.
+
+    A worker returns a dict of figures, whose numbers are printed at once. Returns {name: [figures]}
+    without the workers that need a package which is not installed.
+    """
+    from transfer.console import BadInput
+
+    found = {}
     for _ in range(rounds):
-        for name, flags in workers.items():
-            figures = run_worker(script, *flags)
-            if figures:
-                found[name].append(figures)
-                shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
-                print(f"  {name}: {shown}", flush=True)
-    return {name: figures for name, figures in found.items() if figures}
+        for name, worker in workers.items():
+            try:
+                figures = in_new_process(*worker)
+            except (ImportError, BadInput) as error:
+                print(f"  {name}: skipped: {error}", flush=True)
+                continue
+            found.setdefault(name, []).append(figures)
+            numbers = {key: value for key, value in figures.items() if np.isscalar(value)}
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+            print(f"  {name}: {shown}", flush=True)
+    return found
 
 
 def spread(values):

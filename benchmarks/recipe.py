@@ -1,31 +1,33 @@
-"""The study's rows, a linear classifier, and a stronger recipe with its ingredients, paired by seed.
+"""The study's rows, a linear classifier, and a stronger recipe with its ingredients, by seed.
 
     python benchmarks/vgg16_imagenet.py
     python benchmarks/recipe.py --data ../shared/real/trashnet ../shared/real/rijks
-    python benchmarks/recipe.py --data DIR --rows linear forest head-i --image-size 128 --precision float32
+    python benchmarks/recipe.py --data DIR --rows linear forest head-i --image-size 128
     python benchmarks/recipe.py --data DIR --rows linear strong --per-class 10 30
 
-Every row is one command from the same start, and its accuracy on the test split, a network's at the epoch
-with the best validation accuracy. Differences are to the same seed of the first row, in points, with their
-standard error and the p of a paired t-test. Interrupted, the same command resumes. --plot draws the means
-beside the study's, each with the 95% interval that the number of test pictures leaves (Wilson). --per-class
-has so many training pictures of each class drawn by the seed; validation and test stay whole.
+Every row is one command from the same start, and its accuracy on the test split, a network's at the
+epoch with the best validation accuracy. Differences are to the same seed of the first row, in
+points, with their standard error and the p of a paired t-test. Interrupted, the same command
+resumes. --plot shows the means beside the study's, each with the 95% interval that the number of
+test pictures leaves (Wilson). --per-class trains on so many random pictures of each class;
+validation and test stay whole.
 """
 
 import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 from measure import ROOT, describe_machine, few_of_each
-from scipy.stats import ttest_rel
 
+from transfer.console import print_table
 from transfer.data import load_dataset
 from transfer.files import read_json
 from transfer.flags import script_parser
-from transfer.study import SPLITS, VAL_ACCURACY
+from transfer.stats import mean_and_error, paired_p, wilson
+from transfer.study import VAL_ACCURACY
 
 ROWS = {
     "strong": "finetune.py --recipe strong",
@@ -40,59 +42,119 @@ ROWS = {
     "head-iii": "finetune.py --head iii",
     "study": "finetune.py --head iii --unfreeze stepped",
 }
-STUDY = {"head-i": "head i", "head-ii": "head ii", "head-iii": "head iii"}  # what it calls them
-STUDY |= {"forest": "forest, all layers, leaf 2", "study": "stepwise, no augmentation"}
+STUDY_NAMES = {  # what the study calls them
+    "head-i": "head i",
+    "head-ii": "head ii",
+    "head-iii": "head iii",
+    "forest": "forest, all layers, leaf 2",
+    "study": "stepwise, no augmentation",
+}
+RUNS = Path("runs/recipe")
 
 
-def fewer_pictures(data, count, seed):
-    """A folder of links to the pictures in `data`/{train,val,test}, of train `count` of each class."""
+def link_fewer(data, count, seed):
+    """A folder of links to the pictures in `data`: of train `count` of each class, all others."""
     folder = Path("data/fewer") / f"{Path(data).name}-{count}-seed-{seed}"
     splits = load_dataset(data).splits
-    train, val, test = (splits[split].files for split in SPLITS)
-    for file in (*train[few_of_each(splits["train"].labels, count, seed)], *val, *test):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        if not (folder / file).exists():
-            (folder / file).symlink_to((Path(data) / file).resolve())
+    rows = few_of_each(splits["train"].labels, count, seed)
+    files = [*splits["train"].files[rows], *splits["val"].files, *splits["test"].files]
+    for file in files:
+        link = folder / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to((Path(data) / file).resolve())
     return folder
 
 
-def tested(run, script, *flags):
-    """Accuracy in percent on the test split of the run in `run`, made first where it is not there, and how
-    many images that has."""
-    report = run / "test" / "metrics.json"
-    commands = {run / "metrics.json": (ROOT / script, *flags, "--out", run)}
-    commands[report] = ROOT / "test_model.py", "--run", run
-    for made, command in commands.items():
-        if not made.exists():
-            command = [sys.executable, *map(str, command)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
-    figures = read_json(report)
-    return 100 * figures["accuracy"], figures["images"]
+def make(result, *command):
+    """The content of the JSON file `result`; the command that writes it runs where it lacks."""
+    if not result.exists():
+        command = [sys.executable, *map(str, command)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
+    return read_json(result)
 
 
-def plot_rows(figures, images, title, path):
-    """Draw the mean of each row on each set beside the study's. figures: {(set, row): percents, one a
-    seed}. images: {set: how many its test split has}."""
-    import common  # noqa: F401, Keras first, without its start-up lines
+def test_figures(run, row, flags):
+    """metrics.json of the test of `run`, which is trained first where it is not there."""
+    script, *of_row = ROWS[row].split()
+    make(run / "metrics.json", ROOT / script, *of_row, *flags, "--out", run)
+    return make(run / "test" / "metrics.json", ROOT / "test_model.py", "--run", run)
+
+
+def measure_rows(args):
+    """({(set, row): test accuracies in percent, one a seed}, {set: number of test pictures})."""
+    accuracies, images = {}, {}
+    for data, count, seed in product(args.data, args.per_class, args.seeds):
+        name, folder = Path(data).name, data
+        if count:
+            name, folder = f"{name}-{count}", link_fewer(data, count, seed)
+        flags = ("--data", folder, "--weights", args.weights, "--seed", seed)
+        flags += ("--image-size", args.image_size, "--precision", args.precision)
+        for row in args.rows:
+            run = RUNS / f"{name}-{args.image_size}-{args.precision}-{row}-seed-{seed}"
+            figures = test_figures(run, row, flags)
+            percent = 100 * figures["accuracy"]
+            images[name] = figures["images"]
+            accuracies.setdefault((name, row), []).append(percent)
+            print(f"  {name}, seed {seed}: {percent:.2f}  {row}", flush=True)
+    return accuracies, images
+
+
+def print_differences(accuracies, first, seeds):
+    """Each row's accuracies, their mean, and its mean difference to the row `first`."""
+    table = []
+    for (name, row), found in accuracies.items():
+        others = accuracies[name, first]
+        difference, error = mean_and_error([a - b for a, b in zip(found, others)])
+        p = paired_p(found, others)
+        table.append(
+            (
+                name,
+                row,
+                " ".join(f"{value:6.2f}" for value in found),
+                f"{mean(found):.2f}",
+                f"{difference:+.2f}",
+                "-" if error is None else f"{error:.2f}",
+                "-" if p is None else f"{p:.2f}",
+            )
+        )
+    print("\nTest accuracy in percent")
+    seeds = " ".join(f"seed {seed}" for seed in seeds)
+    print_table(("set", "row", seeds, "mean", f"to {first}", "+-", "p"), table)
+
+
+def plot_rows(accuracies, images, title, path):
+    """Plot the mean of each row on each set beside the study's figure, as PNG.
+
+    accuracies: {(set, row): percents, one a seed}. images: {set: number of its test pictures}.
+    """
     from transfer.plots import new_figure, save_figure
-    from transfer.report import wilson
 
-    measured = {row for _, row in figures}
-    rows = [
-        row for row in dict.fromkeys((*STUDY, *ROWS)) if row in measured
-    ]  # the study's come first
-    width, figure, at = 0.8 / (1 + len(images)), new_figure(9, 3.6), np.arange(len(rows))
+    measured = {row for _, row in accuracies}
+    rows = [row for row in (*STUDY_NAMES, *ROWS) if row in measured]
+    rows = list(dict.fromkeys(rows))  # each once, the study's first
+    width = 0.8 / (1 + len(images))
+    at = np.arange(len(rows))
+    figure = new_figure(9, 3.6)
     axes = figure.subplots()
-    study = [VAL_ACCURACY.get(STUDY.get(row), np.nan) for row in rows]
+
+    study = [VAL_ACCURACY.get(STUDY_NAMES.get(row), np.nan) for row in rows]
     axes.bar(at, study, width, color="lightgrey", label="the study: MAMe, validation")
     for number, (name, count) in enumerate(images.items(), 1):
-        heights = np.array([mean(figures[name, row]) for row in rows])
+        heights = np.array([mean(accuracies[name, row]) for row in rows])
         low, high = np.transpose([wilson(height / 100, count) for height in heights]) * 100
-        ends = {"yerr": (heights - low, high - heights), "error_kw": {"linewidth": 1}, "capsize": 2}
-        axes.bar(at + number * width, heights, width, label=f"ours: {name}, test", **ends)
-    axes.set_xticks(at + width * len(images) / 2, rows)
+        axes.bar(
+            at + number * width,
+            heights,
+            width,
+            yerr=(heights - low, high - heights),
+            error_kw={"linewidth": 1},
+            capsize=2,
+            label=f"ours: {name}, test",
+        )
+    axes.set_xticks(at + width * len(images) / 2, [row.replace("-", " ") for row in rows])
     axes.set(ylim=(0, 100), ylabel="accuracy in percent", xlabel=title)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     save_figure(figure, path, None)
@@ -100,52 +162,25 @@ def plot_rows(figures, images, title, path):
 
 def main():
     parser = script_parser(__doc__)
-    parser.add_argument("--data", nargs="+", required=True, metavar="DIR")
-    parser.add_argument("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
-    parser.add_argument("--image-size", type=int, default=224, help="default: %(default)s")
-    parser.add_argument("--precision", default="bfloat16", help="default: %(default)s")
-    parser.add_argument(
-        "--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="ROW"
-    )
-    parser.add_argument(
-        "--per-class", type=int, nargs="+", default=[0], metavar="N", help="default: all"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the means as PNG")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/recipe"), help="default: %(default)s"
-    )
+    add = parser.add_argument
+    add("--data", nargs="+", required=True, metavar="DIR", help="folders of pictures")
+    add("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
+    add("--image-size", type=int, default=224, help="pixels a side (default: %(default)s)")
+    add("--precision", default="bfloat16", help="default: %(default)s")
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="default: all")
+    add("--per-class", type=int, nargs="+", default=[0], metavar="N", help="default: all")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add("--plot", type=Path, metavar="FILE", help="plot the means as PNG")
     args = parser.parse_args()
+
     print(describe_machine(), flush=True)
-    figures, images = {}, {}
-    for data, count in product(args.data, args.per_class):
-        name = Path(data).name + (f"-{count}" if count else "")
-        for seed in args.seeds:
-            folder = fewer_pictures(data, count, seed) if count else data
-            shared = ("--data", folder, "--weights", args.weights, "--seed", seed)
-            shared += ("--image-size", args.image_size, "--precision", args.precision)
-            for row in args.rows:
-                run = args.out / f"{name}-{args.image_size}-{args.precision}-{row}-seed-{seed}"
-                found, images[name] = tested(run, *ROWS[row].split(), *shared)
-                figures.setdefault((name, row), []).append(found)
-                print(f"  {name}, seed {seed}: {found:.2f}  {row}", flush=True)
-    print(
-        f"\ntest accuracy in percent of seeds {args.seeds}; mean; mean difference to the first row"
-    )
-    for (name, row), found in figures.items():
-        differences = [a - b for a, b in zip(found, figures[name, args.rows[0]])]
-        error = f" +- {stdev(differences) / len(found) ** 0.5:.2f}" if len(found) > 1 else ""
-        if any(differences) and error:
-            error += f" (p {ttest_rel(found, figures[name, args.rows[0]]).pvalue:.2f})"
-        shown = " ".join(f"{value:6.2f}" for value in found)
-        print(f"  {name:<12}{row:<12}{shown}  {mean(found):6.2f}  {mean(differences):+.2f}{error}")
+    accuracies, images = measure_rows(args)
+    print_differences(accuracies, args.rows[0], args.seeds)
     if args.plot:
         seeds = ", ".join(map(str, args.seeds))
-        title = (
-            f"pictures of {args.image_size} pixels a side; means of seeds {seeds}; 95% intervals"
-        )
-        plot_rows(figures, images, title, args.plot)
-        print(f"Drawn: {args.plot}")
+        title = f"pictures of {args.image_size} pixels; means of seeds {seeds}; 95% intervals"
+        plot_rows(accuracies, images, title, args.plot)
+        print(f"Plotted: {args.plot}")
 
 
 if __name__ == "__main__":

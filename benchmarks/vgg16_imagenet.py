@@ -1,4 +1,4 @@
-"""Write ImageNet's own VGG16 convolutions from the folder of real data as an official .h5, for --weights.
+"""Write ImageNet's own VGG16 convolutions, kept beside the repository, as an .h5 for --weights.
 
 python benchmarks/vgg16_imagenet.py        -> data/vgg16-imagenet.h5
 """

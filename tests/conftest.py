@@ -1,5 +1,6 @@
 """The tiny dataset that the tests run on: four mediums in MAMe's layout, 64 images of 48 pixels."""
 
+import contextlib
 import csv
 import ctypes
 import gc
@@ -17,9 +18,8 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault(
-    "MALLOC_ARENA_MAX", "2"
-)  # for the processes of pytest-xdist: memory is given back
+# for the processes of pytest-xdist: memory is given back
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 SHARED = ROOT.parent / "shared"
 MEDIUMS = ["Bronze", "Oil on canvas", "Woodcut", "Woven fabric"]
@@ -28,17 +28,16 @@ COUNTS = {"train": 8, "val": 3, "test": 5}  # images a class; the first class ha
 
 def tiny_rows():
     """(file, medium, museum, split) of the tiny dataset."""
-    return [
-        (
-            f"{split}.{index}.{number}.{'jpg' if number % 2 else 'jpeg'}",
-            medium,
-            f"Museum {number % 2}",
-            split,
-        )
-        for index, medium in enumerate(MEDIUMS)
-        for split, count in COUNTS.items()
-        for number in range(count + 2 * (split == "test" and index == 0))
-    ]
+    rows = []
+    for index, medium in enumerate(MEDIUMS):
+        for split, count in COUNTS.items():
+            if split == "test" and index == 0:
+                count += 2
+            for number in range(count):
+                suffix = "jpg" if number % 2 else "jpeg"
+                file = f"{split}.{index}.{number}.{suffix}"
+                rows.append((file, medium, f"Museum {number % 2}", split))
+    return rows
 
 
 def write_tiny(root):
@@ -50,16 +49,27 @@ def write_tiny(root):
     (root / "data_256").mkdir(parents=True)
     rows = tiny_rows()
     for file, medium, _, split in rows:
-        picture = Image.fromarray(render_texture(medium, (len(split), int(file.split(".")[2]))))
-        picture.resize((48, 48)).save(root / "data_256" / file, "JPEG")
+        number = int(file.split(".")[2])
+        texture = render_texture(medium, (len(split), number))
+        picture = Image.fromarray(texture).resize((48, 48))
+        picture.save(root / "data_256" / file, "JPEG")
+
     # not in the order of the classes, as MAMe's own rows are not
     order = np.random.default_rng(0).permutation(len(rows))
     write_csv(root, [rows[index] for index in order])
     labels = "".join(f"{index},{medium}\n" for index, medium in enumerate(MEDIUMS))
     (root / "MAMe_labels.csv").write_text(labels)
-    settings = {"name": "tiny", "image_size": 32, "weights": "none", "batch_size": 16}
-    settings |= {"epochs": 2, "fine_tune_epochs": 1, "pretrain_epochs": 1, "learning_rate": 1e-3}
-    settings |= {"notice": "TINY DATASET of the tests."}
+    settings = {
+        "name": "tiny",
+        "notice": "TINY DATASET of the tests.",
+        "image_size": 32,
+        "weights": "none",
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "epochs": 2,
+        "fine_tune_epochs": 1,
+        "pretrain_epochs": 1,
+    }
     (root / "defaults.json").write_text(json.dumps(settings))
 
 
@@ -73,18 +83,21 @@ def write_csv(root, rows, header="Image file,Medium,Museum,Museum-based instance
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    """made_once(name, make) -> the folder `name`, made by make(folder) in the first process that asks."""
+    """made_once(name, make) -> the folder `name`, which make(folder) makes in the first process."""
     base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
 
     def give(name, make):
+        folder = base / name
+        part = base / f"{name}.part"
         with FileLock(base / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
-            if not (base / name).exists():
-                (base / f"{name}.part").mkdir()
-                patch.chdir(base / f"{name}.part")
-                make(base / f"{name}.part")
-                (base / f"{name}.part").rename(base / name)
-        return base / name
+            if not folder.exists():
+                part.mkdir()
+                patch.chdir(part)
+                make(part)
+                part.rename(folder)
+        return folder
 
     return give
 
@@ -97,7 +110,7 @@ def tiny(made_once):
 
 @pytest.fixture
 def own_tiny(tiny, tmp_path):
-    """Folder of a tiny dataset that the test may damage, and its rows (file, medium, museum, split)."""
+    """Folder of a tiny dataset that the test may damage, and its rows as of `tiny_rows`."""
     root = tmp_path / "own"
     shutil.copytree(tiny, root)
     return root, tiny_rows()
@@ -123,17 +136,20 @@ def only_run(folder):
 
 def call_script(name, *arguments):
     """Call a script's main in this process."""
+    given = [str(argument) for argument in arguments]
+    module = importlib.import_module(name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        importlib.import_module(name).main([str(argument) for argument in arguments])
+        patch.setattr(sys, "argv", [f"{name}.py", *given])
+        module.main(given)
 
 
 @pytest.fixture(scope="session")
 def stored_features(tiny, made_once):
-    """Folder of the features of an untrained VGG16 for the tiny dataset; read only."""
+    """Folder of the features of an untrained narrow VGG16 for the tiny dataset; read only."""
 
     def make(_):
-        call_script("extract_features", "--data", tiny, "--weights", "none")
+        with narrowed():
+            call_script("extract_features", "--data", tiny, "--weights", "none")
 
     (folder,) = (made_once("extraction", make) / "features").glob("[!.]*")
     return folder
@@ -152,16 +168,19 @@ def freed():
 
 
 def narrow_vgg16(patch):
-    """Give VGG16 an eighth of its filters, fc1 and fc2 too, for what does not depend on their number."""
+    """Give VGG16 an eighth of its filters, for what does not depend on their number."""
     import common
     from common import keras
 
     def vgg16(include_top, weights, input_tensor):
         x = input_tensor
-        for block, (count, filters) in enumerate(((2, 8), (2, 16), (3, 32), (3, 64), (3, 64)), 1):
+        shapes = ((2, 8), (2, 16), (3, 32), (3, 64), (3, 64))
+        for block, (count, filters) in enumerate(shapes, 1):
             for number in range(1, count + 1):
-                name = f"block{block}_conv{number}"
-                x = keras.layers.Conv2D(filters, 3, activation="relu", padding="same", name=name)(x)
+                convolution = keras.layers.Conv2D(
+                    filters, 3, activation="relu", padding="same", name=f"block{block}_conv{number}"
+                )
+                x = convolution(x)
             x = keras.layers.MaxPooling2D(name=f"block{block}_pool")(x)
         return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
 
@@ -169,16 +188,25 @@ def narrow_vgg16(patch):
     patch.setitem(common.HEADS, "fc", ("flatten", "dense 512", "dense 512"))
 
 
+@contextlib.contextmanager
+def narrowed():
+    """Within it VGG16 is the narrow one, its steps not traced by TensorFlow, which takes longer
+    than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        narrow_vgg16(patch)
+        tensorflow = sys.modules.get("tensorflow")
+        if tensorflow:
+            tensorflow.config.run_functions_eagerly(True)
+        yield
+        if tensorflow:
+            tensorflow.config.run_functions_eagerly(False)
+
+
 @pytest.fixture
-def narrow(monkeypatch):
-    """The narrow VGG16, its steps not traced by TensorFlow, which takes longer than they do."""
-    narrow_vgg16(monkeypatch)
-    tensorflow = sys.modules.get("tensorflow")
-    if tensorflow:
-        tensorflow.config.run_functions_eagerly(True)
-    yield
-    if tensorflow:
-        tensorflow.config.run_functions_eagerly(False)
+def narrow():
+    """The narrow VGG16."""
+    with narrowed():
+        yield
 
 
 @pytest.fixture
@@ -190,21 +218,22 @@ def workdir(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def runs(tiny, stored_features, made_once):
-    """A working folder with one network's and one forest's run; read only."""
+    """A working folder with a run of a narrow network and one of a forest; read only."""
 
     def make(folder):
         shutil.copytree(stored_features, folder / "features" / stored_features.name)
-        call_script("random_forest", "--data", tiny, "--trees", "12")
-        call_script("finetune", "--data", tiny, "--epochs", "2", "--head", "i")
+        with narrowed():
+            call_script("random_forest", "--data", tiny, "--trees", "12")
+            call_script("finetune", "--data", tiny, "--epochs", "2", "--head", "i")
         shutil.rmtree(folder / "data")
 
     return made_once("work", make)
 
 
 @pytest.fixture
-def in_runs(runs, workdir):
+def in_runs(runs, workdir, narrow):
+    """A copy of `runs` as the working folder; they name their dataset by path."""
     shutil.copytree(runs, workdir, dirs_exist_ok=True)
-    # runs name their dataset and features by path, as they were made
     return workdir
 
 

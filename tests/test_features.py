@@ -1,182 +1,188 @@
 """What is extracted and stored of the features: features.py, extract_features.py."""
 
-import json
+import os
 import shutil
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
-from conftest import only_run, read_rows, write_csv
+from conftest import read_rows, write_csv
 
 import common
 from transfer.console import BadInput
 from transfer.data import load_dataset
-from transfer.features import load_features
+from transfer.features import FeatureSpec, features_folder, load_features
+from transfer.files import read_json
 from transfer.images import load_images
 from transfer.weights import load_weights
 
 
 @pytest.fixture
-def folder(workdir, stored_features):
-    """A copy of the features of an untrained VGG16 for the tiny dataset, where scripts look for it."""
+def folder(workdir, stored_features, narrow):
+    """A copy of the features of an untrained VGG16 for the tiny dataset, where scripts look for
+    it."""
     folder = workdir / "features" / stored_features.name
     shutil.copytree(stored_features, folder)
     return folder
 
 
+def means(model, layer, images):
+    """The activation of a layer for `images`, averaged over its positions: (n, channels)."""
+    part = keras.Model(model.input, model.get_layer(layer).output)
+    return np.asarray(part.predict_on_batch(images)).mean(axis=(1, 2))
+
+
+def save_network(path, seed):
+    """Save a narrow network with fc1 and fc2 for images of 48 pixels."""
+    model = common.build_model(48, 4, "i")
+    load_weights(model, "none", seed)
+    model.save(path)
+    return model
+
+
 def test_stored_features_are_those_of_the_network_row_by_row(tiny, folder):
     dataset = load_images(load_dataset(tiny), ("val",), 32, "none")
-    images = dataset.splits["val"].images[np.arange(5)]
-    features = np.load(folder / "val.npy", allow_pickle=False)
+    val = dataset.splits["val"]
+
+    features, labels, files = load_features(folder, dataset, "val")
     assert features.dtype == np.float32
-    assert features.shape == (len(dataset.splits["val"].files), 12416)
+    assert features.shape == (12, 12416 // 8)
+    assert labels.tolist() == val.labels.tolist()
+    assert files.tolist() == val.files.tolist()
+
     rows = read_rows(folder / "val.csv")
-    assert [row["file"] for row in rows] == dataset.splits["val"].files.tolist()
-    assert [int(row["label"]) for row in rows] == dataset.splits["val"].labels.tolist()
-    assert [row["class"] for row in rows] == [dataset.labels[int(row["label"])] for row in rows]
+    assert [row["file"] for row in rows] == files.tolist()
+    assert [row["class"] for row in rows] == [dataset.labels[label] for label in labels]
+
     model = common.build_model(32, 4, "gap")
     load_weights(model, "none", seed=0)
-    raw = keras.Model(model.input, model.get_layer("block3_conv2").output)
-    start, stop = json.loads((folder / "features.json").read_text())["layers"]["block3_conv2"]
-    expected = np.asarray(raw.predict_on_batch(images)).mean(axis=(1, 2))
-    np.testing.assert_allclose(features[:5, start:stop], expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("layers", "count"), [("all", 12416), ("last", 1472), ("block5_conv3", 512)]
-)
-def test_layer_sets_are_columns_of_one_extraction(tiny, folder, layers, count):
-    dataset = load_dataset(tiny)
-    features, labels, files = load_features(folder, dataset, "train", layers)
-    assert features.shape == (len(files), count)
-    columns = json.loads((folder / "features.json").read_text())["layers"]
-    whole = np.load(folder / "train.npy")
-    start, stop = columns["block5_conv3"]
-    ours = features if layers != "all" else features[:, :stop]
-    np.testing.assert_array_equal(ours[:, -512:], whole[:, start:stop])
+    expected = means(model, "block3_conv2", val.images)
+    features, _, _ = load_features(folder, dataset, "val", "block3_conv2,block1_conv1")
+    np.testing.assert_allclose(features[:, 8:], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_extracting_again_computes_nothing(tiny, folder, script, monkeypatch):
     monkeypatch.setattr("transfer.features.build_network", None)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     script("extract_features", "--data", tiny, "--weights", "none")
+    script("extract_features", "--data", tiny, "--weights", "none", "--out", folder)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_another_dataset_is_refused(folder, own_tiny):
-    root, rows = own_tiny
-    file, _, museum, split = rows[0]
-    write_csv(root, [(file, "Woodcut", museum, split), *rows[1:]])
-    with pytest.raises(
-        BadInput, match="of other pictures than .*0 are gone, 0 new, or some were edited"
-    ):
-        load_features(folder, load_dataset(root), "train", "all")
+def test_a_folder_is_named_after_all_that_decides_its_features(tiny, workdir, narrow):
+    dataset = load_dataset(tiny)
+    edited = replace(dataset, content_key="edited")
+    spec = FeatureSpec("own.keras", "all", 48, 0, "float32")
+    changes = [
+        {},
+        {"seed": 1},  # no weights are new: the same features
+        {"layers": "conv"},
+        {"image_size": 64},
+        {"precision": "bfloat16"},
+        {"weights": "none"},
+        {"weights": "none", "seed": 1},
+    ]
 
+    save_network("own.keras", seed=3)
+    folders = [features_folder(replace(spec, **change), dataset, False) for change in changes]
+    folders += [features_folder(spec, edited, False), features_folder(spec, dataset, True)]
+    save_network("own.keras", seed=4)
+    folders.append(features_folder(spec, dataset, False))
 
-def test_another_network_into_the_same_folder_is_refused(tiny, folder, script):
-    before = (folder / "features.json").read_bytes()
-    with pytest.raises(BadInput, match="weights_sha256"):
-        script(
-            "extract_features", "--data", tiny, "--weights", "none", "--seed", "1", "--out", folder
-        )
-    assert (folder / "features.json").read_bytes() == before
-
-
-def damage_rows(folder):
-    lines = (folder / "val.csv").read_text().splitlines(keepends=True)
-    (folder / "val.csv").write_text("".join([lines[0], *lines[:0:-1]])[:-40])
-
-
-def swap_label(folder):
-    text = (folder / "val.csv").read_text().splitlines()
-    cells = text[1].split(",")
-    cells[1] = str((int(cells[1]) + 1) % 4)
-    (folder / "val.csv").write_text("\n".join([text[0], ",".join(cells), *text[2:]]) + "\n")
+    digests = [folder.name[-8:] for folder in folders]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 9
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("flags", "other"),
     [
-        lambda folder: (folder / "val.npy").write_bytes((folder / "val.npy").read_bytes()[:-100]),
-        lambda folder: (folder / "val.npy").write_bytes(b""),
-        lambda folder: np.save(folder / "val.npy", np.zeros((3, 4), "float32")),
-        lambda folder: np.save(folder / "val.npy", np.array([{}], dtype=object), allow_pickle=True),
-        lambda folder: (folder / "val.csv").unlink(),
-        lambda folder: (folder / "features.json").write_text("{"),
-        lambda folder: (folder / "features.json").unlink(),
-        damage_rows,
-        swap_label,
+        (("--seed", "1"), "weights"),
+        (("--layers", "conv"), "layers"),
+        (("--image-size", "48"), "image size"),
+        (("--precision", "bfloat16"), "precision"),
     ],
 )
-def test_damaged_features_are_refused(tiny, folder, damage):
-    damage(folder)
-    with pytest.raises(BadInput):
+def test_features_of_something_else_are_not_mixed_in(tiny, folder, script, flags, other):
+    before = (folder / "features.json").read_bytes()
+    command = ("extract_features", "--data", tiny, "--weights", "none", "--out", folder)
+    with pytest.raises(BadInput, match=f"features in {folder} are of other {other} than asked for"):
+        script(*command, *flags)
+    assert (folder / "features.json").read_bytes() == before
+
+
+def test_features_of_other_pictures_are_refused(folder, own_tiny):
+    root, rows = own_tiny
+    file, _, museum, split = rows[0]
+    write_csv(root, [(file, "Woodcut", museum, split), *rows[1:]])
+    with pytest.raises(BadInput, match=r"of other pictures \(names, classes, sizes, times\)"):
+        load_features(folder, load_dataset(root), "train")
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size - 100)
+
+
+def sort_rows(path):
+    path.write_text("".join(sorted(path.read_text().splitlines(True))))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("val.npy", cut),
+        ("val.npy", lambda path: np.save(path, np.zeros((3, 4), "float32"))),
+        ("val.npy", lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True)),
+        ("val.npy", os.unlink),
+        ("val.csv", cut),
+        ("val.csv", sort_rows),
+        ("val.csv", os.unlink),
+        ("features.json", os.unlink),
+    ],
+)
+def test_damaged_features_are_refused(tiny, folder, name, damage):
+    damage(folder / name)
+    with pytest.raises(BadInput, match="delete"):
         load_features(folder, load_dataset(tiny), "val", "all")
 
 
-def test_an_unknown_layer_is_named(tiny, workdir, script):
+def test_an_unknown_layer_is_named(tiny, workdir, narrow, script):
     with pytest.raises(BadInput, match="block9"):
         script("extract_features", "--data", tiny, "--layers", "block9")
     assert not (workdir / "features").exists()
 
 
 def test_features_of_convolutions_at_another_size_than_the_networks(tiny, workdir, narrow, script):
-    """An average over positions does not care: the same values as from a network made for that size."""
-    model = common.build_model(48, 4, "i")
-    load_weights(model, "none", seed=3)
-    model.save("own.keras")
+    """An average over positions does not care: the same values as from a network for that size."""
+    model = save_network("own.keras", seed=3)
     flags = ("--data", tiny, "--weights", "own.keras")
-    with pytest.raises(
-        BadInput, match=r"dense layers of own\.keras take images of 48 .*--layers conv"
-    ):
+    with pytest.raises(BadInput, match=r"own\.keras take images of 48 pixels .*--layers conv"):
         script("extract_features", *flags, "--image-size", "64")
-    for layers in ("conv", "block3_conv1,block5_conv3"):
-        script(
-            "extract_features", *flags, "--image-size", "64", "--layers", layers, "--out", layers
-        )
-    dataset = load_images(load_dataset(tiny), ("val",), 64, "none")
-    larger = common.build_model(64, 4, "gap")
-    for name in common.convolutions(larger):
-        larger.get_layer(name).set_weights(model.get_layer(name).get_weights())
-    images = dataset.splits["val"].images[np.arange(12)]
-    raw = keras.Model(larger.input, larger.get_layer("block5_conv3").output).predict_on_batch(
-        images
-    )
-    expected = np.asarray(raw).mean(axis=(1, 2))
-    for layers in ("conv", "block3_conv1,block5_conv3"):
-        found = np.load(f"{layers}/val.npy")[:, -expected.shape[1] :]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+    script("random_forest", *flags, "--image-size", "64", "--layers", "last", "--trees", "2")
+
+    (folder,) = (workdir / "features").glob("tiny-own-64-conv-*")
+    same = common.build_model(64, 4, "gap")
+    for name in common.convolutions(same):
+        same.get_layer(name).set_weights(model.get_layer(name).get_weights())
+
+    images = load_images(load_dataset(tiny), ("val",), 64, "none").splits["val"].images
+    expected = means(same, "block5_conv3", images)
+    found = np.load(folder / "val.npy")
+    np.testing.assert_allclose(found[:, -64:], expected, rtol=1e-4, atol=1e-4)
+
     script("extract_features", *flags, "--out", "own")  # without a size: the network's own
-    assert json.loads((workdir / "own" / "features.json").read_text())["image_size"] == 48
+    assert read_json("own/features.json")["image_size"] == 48
 
 
-def test_random_forests_at_another_size_take_the_convolutions_alone(tiny, workdir, narrow, script):
-    model = common.build_model(48, 4, "i")
-    model.save("own.keras")
-    flags = ("--data", tiny, "--weights", "own.keras", "--trees", "2", "--image-size", "32")
-    with pytest.raises(BadInput, match="--layers conv"):
-        script("random_forest", *flags)
-    script("random_forest", *flags, "--layers", "last")
-    assert (workdir / "runs" / "tiny-forest-own-last-trees2-leaf2" / "metrics.json").exists()
-
-
-def test_what_is_no_vgg16_is_said_to_be_none(tiny, workdir, script):
-    inputs = keras.Input((8, 8, 3))
-    keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)).save("other.keras")
-    for command in ("extract_features", "random_forest"):
-        with pytest.raises(BadInput, match=r"other\.keras holds no VGG16 \(0 convolutions"):
-            script(command, "--data", tiny, "--weights", "other.keras")
-
-
-@pytest.mark.parametrize("command", ["extract_features", "random_forest"])
-def test_without_network_the_flag_that_helps_is_named(tiny, workdir, script, monkeypatch, command):
-    def get_file(*_, **__):
-        raise Exception("URL fetch failure")
-
-    monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
-    with pytest.raises(BadInput) as error:
-        script(command, "--data", tiny, "--weights", "imagenet", "--layers", "conv")
-    assert "--weights PATH" in str(error.value)
+def test_without_internet_the_flag_that_helps_is_named(tiny, workdir, script, monkeypatch):
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", None)  # which thus fails
+    flags = ("--data", tiny, "--weights", "imagenet", "--layers", "conv")
+    with pytest.raises(
+        BadInput, match="download VGG16's .h5 elsewhere and name it: --weights PATH"
+    ):
+        script("extract_features", *flags)
 
 
 def test_images_left_out_are_listed(own_tiny, workdir, narrow, script):
@@ -184,35 +190,36 @@ def test_images_left_out_are_listed(own_tiny, workdir, narrow, script):
     bad = ["train.1.1.jpg", "val.2.0.jpeg"]
     for name in bad:
         (root / "data_256" / name).write_bytes(b"")
-    flags = ("--data", root, "--weights", "none", "--layers", "block1_conv1", "--skip-unreadable")
-    script("extract_features", *flags, "--out", "stored")
-    assert json.loads((workdir / "stored" / "features.json").read_text())["skipped_images"] == bad
-    script("random_forest", *flags, "--trees", "2", "--features", "stored")
-    run = only_run(workdir)
-    assert json.loads((run / "config.json").read_text())["features"]["skipped_images"] == bad
+    flags = ("--layers", "block1_conv1", "--skip-unreadable", "--out", "stored")
+    script("extract_features", "--data", root, *flags)
+
+    assert read_json("stored/features.json")["skipped_images"] == bad
+    features, _, files = load_features("stored", load_dataset(root), "val")
+    assert len(features) == len(files) == 11
 
 
 def test_three_parts_are_one_extraction_bit_by_bit(tiny, workdir, narrow, script):
-    """In any order, beside each other; whoever needs the features joins them."""
+    """In any order; whoever needs the features joins them."""
     command = ("extract_features", "--data", tiny, "--layers", "conv", "--batch-size", "4", "--out")
     script(*command, "whole")
     for part in ("2/3", "3/3"):
         script(*command, "parts", "--part", part)
+
+    dataset = load_dataset(tiny)
     with pytest.raises(BadInput, match="missing or damaged"):
-        load_features("parts", load_dataset(tiny), "val")
-    with pytest.raises(BadInput, match="are of another batch_size"):
+        load_features("parts", dataset, "val")
+    with pytest.raises(BadInput, match="are of another batch size"):
         script(*command, "parts", "--part", "1/3", "--batch-size", "8")
-    script(*command, "parts", "--part", "1/3")
-    features, labels, files = load_features("parts", load_dataset(tiny), "val", "all")
-    assert len(features) == len(labels) == len(files) == 12
-    script("random_forest", "--data", tiny, "--features", "parts", "--trees", "2")
-    for path in (workdir / "whole").glob("*.csv"):
-        assert (workdir / "parts" / path.name).read_bytes() == path.read_bytes()
-    for split in ("train", "val"):
-        found = (workdir / "parts" / f"{split}.npy").read_bytes()
-        assert found == (workdir / "whole" / f"{split}.npy").read_bytes()
-    assert (
-        len(list((workdir / "parts").glob("test.part-*.npy"))) == 3
-    )  # of test, which nobody needed
+
     with pytest.raises(BadInput, match="fewer batches"):
         script(*command, "many", "--part", "9/9")
+
+    script(*command, "parts", "--part", "1/3")
+    whole, parts = workdir / "whole", workdir / "parts"
+    assert not (parts / "val.npy").exists()
+    for split in ("train", "val"):
+        load_features(parts, dataset, split)
+        assert (parts / f"{split}.npy").exists()
+        for name in (f"{split}.npy", f"{split}.csv"):
+            assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    assert len(list(parts.glob("*.part-*.npy"))) == 3  # of test, which nobody needed

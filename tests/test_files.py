@@ -1,4 +1,4 @@
-"""Arrays that grow on disk: py."""
+"""Arrays that grow on disk: files.py."""
 
 import numpy as np
 import pytest
@@ -6,43 +6,47 @@ import pytest
 from transfer.console import BadInput
 from transfer.files import ArrayFile, build_or_load_array
 
+WHOLE = np.random.default_rng(0).normal(size=(23, 4, 3)).astype("float32")
 
-def test_an_array_goes_on_at_its_last_whole_block(tmp_path):
-    whole = np.random.default_rng(0).normal(size=(23, 4, 3)).astype("float32")
-    asked = []
 
-    def produce(starts):
+@pytest.fixture
+def file(tmp_path):
+    """The file of the array WHOLE."""
+    return ArrayFile(tmp_path / "a.npy", WHOLE.shape, "float32", "test")
+
+
+def test_an_array_goes_on_at_its_last_whole_block(file):
+    asked = []  # rows at which the blocks begin that were asked for
+
+    def blocks(starts):
         for start in starts:
             asked.append(start)
             if len(asked) == 4:
                 raise KeyboardInterrupt
-            yield whole[start : start + 5]
+            yield WHOLE[start : start + 5]
 
-    path = tmp_path / "a.npy"
-    array = ArrayFile(path, whole.shape, "float32", "test")
+    # killed while a block was being written, after two of its rows
     with pytest.raises(KeyboardInterrupt):
-        build_or_load_array(array, produce, 5)
-    assert not path.exists()
-    with open(tmp_path / "a.npy.part", "ab") as file:
-        file.write(b"half a block")
-    np.testing.assert_array_equal(build_or_load_array(array, produce, 5), whole)
-    assert asked == [0, 5, 10, 15, 15, 20]
-    np.testing.assert_array_equal(build_or_load_array(array, produce, 5), whole)  # nothing is asked
-    assert len(asked) == 6
-    content = path.read_bytes()
-    for damaged in (content[:-5], content[:50], b""):
-        path.write_bytes(damaged)
+        build_or_load_array(file, blocks, 5)
+    assert not file.path.exists()
+    with open(file.part, "ab") as stream:
+        stream.write(WHOLE[15:17].tobytes() + b"half a row")
+
+    # resumed, then only loaded
+    for _ in range(2):
+        np.testing.assert_array_equal(build_or_load_array(file, blocks, 5), WHOLE)
+        assert asked == [0, 5, 10, 15, 15, 20]
+
+    # cut short
+    content = file.path.read_bytes()
+    for length in (len(content) - 5, 50, 0):
+        file.path.write_bytes(content[:length])
         with pytest.raises(BadInput, match=r"a\.npy is damaged"):
-            build_or_load_array(array, produce, 5)
+            build_or_load_array(file, None, 5)
 
 
-def test_a_part_of_another_shape_is_begun_anew(tmp_path):
-    (tmp_path / "a.npy.part").write_bytes(
-        b"\x93NUMPY something else, and longer than the header" * 50
-    )
-    whole = np.arange(12.0).reshape(6, 2)
-    file = ArrayFile(tmp_path / "a.npy", (6, 2), "float64", "test")
-    found = build_or_load_array(
-        file, lambda starts: (whole[start : start + 4] for start in starts), 4
-    )
-    np.testing.assert_array_equal(found, whole)
+def test_a_part_of_another_shape_is_begun_anew(file):
+    file.part.write_bytes(b"\x93NUMPY something else, and longer than the header" * 50)
+
+    found = build_or_load_array(file, lambda _: [WHOLE], len(WHOLE))
+    np.testing.assert_array_equal(found, WHOLE)

@@ -1,127 +1,170 @@
 """rerun_study.py: every row of the study from one command."""
 
-import json
-import shutil
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import read_rows
+from test_weights import write_official
 
+import common
 import rerun_study
 from transfer.console import BadInput
-from transfer.study import CLAIMS, VAL_ACCURACY
+from transfer.data import load_dataset
+from transfer.files import write_json
+from transfer.recipes import STRONG
+from transfer.runs import describe_run
+from transfer.study import FOREST_ROWS
 
-NAME = "runs/study-tiny"
+RUNS = [*rerun_study.COMMANDS, *rerun_study.OURS]
+STUDY = "runs/tiny-study"
+ON_TEST = 9  # stands for the test split where a number of a stage or forest is asked for
+# The run, and its stage or forest, that a row is read from; some rows.
+SOURCES = {
+    "head i": ("head-i", 1),
+    "head iii": ("stepped", 1),
+    "all unfrozen, augmentation": ("all-augment", 2),
+    "stepwise, no augmentation": ("stepped", 3),
+    "stepwise, then augmentation": ("stepped", 4),
+    "forest, block5_conv3, leaf 7": ("forests", 4),
+    "forest on: second fine-tuned model": ("forest-on-stepped", 0),
+    "ours: linear classifier": ("linear", 0),
+    rerun_study.BEST_OF_STUDY: ("forest-on-stepped", ON_TEST),
+    rerun_study.BEST_OF_OURS: ("strong", ON_TEST),
+}
+
+
+def made_up_accuracy(run, number=0):
+    """The made-up accuracy of the run in this folder, or of a stage or forest of it."""
+    seed = int(run.parent.name.removeprefix("seed-"))
+    return (RUNS.index(run.name) + 1 + number / 100) / (10 + seed)
+
+
+def write_run(script, args):
+    """Write of a script's run what a rerun reads, whatever it trains: four stages, all forests."""
+    run = Path(args.out)
+    forests = []
+    for number, row in enumerate(FOREST_ROWS):
+        forest = {"n_estimators": row["trees"], "min_samples_leaf": row["leaf"]}
+        forests.append({**row, **forest, "val_accuracy": made_up_accuracy(run, number)})
+    metrics = {
+        "val_accuracy": made_up_accuracy(run),
+        "stages": [{"val_accuracy": made_up_accuracy(run, number)} for number in range(1, 5)],
+        "classifiers": forests if "forest" in run.name else [],
+    }
+
+    features = {"weights": args.weights, "image_size": 32}
+    config = describe_run(args, load_dataset(args.data), features=features)
+    run.mkdir(parents=True)
+    write_json(run / "config.json", {**config, "script": script})
+    write_json(run / "metrics.json", metrics)
+    if script == "random_forest.py":
+        (run / "pipeline.skops").touch()
 
 
 @pytest.fixture
-def called(script, monkeypatch, narrow):
-    """The scripts run in this process, without pictures of the forests; what was run is listed."""
-    commands = []
+def called(monkeypatch):
+    """Scripts only write what they were called for. Grows: {that folder: the script's arguments}"""
+    found = {}
 
-    def call(name, flags):
-        commands.append((name, flags))
-        script(name.removesuffix(".py"), *flags)
+    def call(script, given):
+        args = importlib.import_module(script.removesuffix(".py")).parse_args(given)
+        found[args.out] = args
+        if script == "test_model.py":
+            Path(args.out).mkdir()
+            accuracy = made_up_accuracy(Path(args.run), ON_TEST)
+            write_json(f"{args.out}/metrics.json", {"accuracy": accuracy})
+        else:
+            write_run(script, args)
 
     monkeypatch.setattr(rerun_study, "call", call)
-    monkeypatch.setattr("transfer.classifiers.plot_confusion", lambda *_: None)
-    monkeypatch.setitem(__import__("random_forest").DEFAULTS, "trees", ((100,), (50,), "forest"))
-    return commands
+    return found
 
 
-def figures_in(folder):
-    """{row: val_accuracy}, read from the runs themselves."""
+@pytest.fixture
+def rerun(tiny, workdir, script):
+    """rerun(flags): call the script on the tiny dataset."""
 
-    def stages(run):
-        return [
-            s["val_accuracy"]
-            for s in json.loads((folder / run / "metrics.json").read_text())["stages"]
-        ]
+    def call(*flags):
+        script("rerun_study", "--data", tiny, "--weights", "none", *flags)
 
-    expected = dict(
-        zip(("dense, augmentation", "all unfrozen, augmentation"), stages("all-augment"))
+    return call
+
+
+def folders(seed):
+    """What a rerun with a seed makes, in its order: all runs, then the two tests."""
+    names = [*RUNS, "forest-on-stepped/test", "strong/test"]
+    return [f"{STUDY}/seed-{seed}/{name}" for name in names]
+
+
+def test_every_row_is_rerun_once_and_read_from_its_run(rerun, called, capsys):
+    rerun("--epochs", "1", "--balanced")
+    assert list(called) == folders(0)
+    head_i, _, stepped, all_augment, forests, on_all_augment, on_stepped, linear, strong, *_ = (
+        called.values()
     )
-    stepped = stages("stepped")
-    expected |= {"head iii": stepped[0], "stepwise, no augmentation": stepped[2]}
-    expected |= {"stepwise, then augmentation": stepped[3], "head i": stages("head-i")[0]}
-    for run in ("forest-on-all-augment", "forest-on-stepped"):
-        metrics = json.loads((folder / run / "metrics.json").read_text())
-        expected[rerun_study.FINE_TUNED[run]] = metrics["val_accuracy"]
-        config = json.loads((folder / run / "config.json").read_text())
-        assert config["arguments"]["weights"].endswith(run.removeprefix("forest-on-"))
-    for run, row in rerun_study.TITLES.items():
-        expected[row] = json.loads((folder / run / "metrics.json").read_text())["val_accuracy"]
-    return expected
+    assert head_i.epochs == strong.epochs == 1
+    assert head_i.learning_rate is None  # the dataset's own
+    assert strong.learning_rate == STRONG["learning_rate"]
+    assert head_i.balanced and forests.balanced and linear.balanced
+    assert forests.weights == "none"
+    assert on_stepped.weights == stepped.out
+    assert on_all_augment.weights == all_augment.out
 
-
-def test_every_row_is_rerun_once_and_read_from_its_run(tiny, workdir, script, called, capsys):
-    command = ("rerun_study", "--data", tiny, "--epochs", "1")
-    script(*command)
-    names = ["finetune.py"] * 4 + ["random_forest.py"] * 4 + ["finetune.py"] + ["test_model.py"] * 2
-    assert [name for name, _ in called] == names
-    rows = {row["row"]: row for row in read_rows(workdir / NAME / "rows.csv")}
-    assert set(rows) == {*VAL_ACCURACY, *rerun_study.TITLES.values()}
-    folder = workdir / NAME / "seed-0"
-    expected = figures_in(folder)
-    tested = [
-        Path(flags[flags.index("--run") + 1]).name
-        for name, flags in called
-        if name == "test_model.py"
-    ]
-    assert tested[0] in rerun_study.COMMANDS and tested[1] in rerun_study.OURS
-    for row, figure in expected.items():
-        assert float(rows[row]["0"]) == figure, row
+    rows = {row["row"]: float(row["0"]) for row in read_rows(f"{STUDY}/rows.csv")}
+    assert list(rows) == list(rerun_study.ROWS)
+    for row, (name, number) in SOURCES.items():
+        assert rows[row] == made_up_accuracy(Path(STUDY, "seed-0", name), number)
     out = capsys.readouterr().out
-    assert "81.25" in out and all(claim in out for claim, *_ in CLAIMS)
+    assert all(row in out for row in rows)
+    assert "81.25" in out
+    assert " +- " not in out.split("Does what")[1]  # of one seed there is no error
 
-    # again, with a run and a seed more to do: what is finished stays
-    shutil.rmtree(folder / "head-i")
+
+def test_what_is_finished_stays(rerun, called, capsys, tmp_path):
+    rerun("--epochs", "1")
+    head_i = f"{STUDY}/seed-0/head-i"
+    Path(head_i).rename(tmp_path / "moved")
     called.clear()
-    script(*command, "--seeds", "0", "1")
-    names = [name for name, _ in called]
-    assert names.count("finetune.py") == 1 + 5
-    assert names.count("random_forest.py") == 4
+    rerun("--epochs", "1", "--seeds", "0", "1")
+    assert list(called) == [head_i, *folders(1)]
     out = capsys.readouterr().out
-    assert "finished before" in out and " +- " in out
-    with pytest.raises(BadInput, match="other settings"):
-        script("rerun_study", "--data", tiny, "--epochs", "2")
+    assert f"finished before: {STUDY}/seed-0/strong/" in out
+    assert " +- " in out.split("Does what")[1]
+
+    rerun("--epochs", "2")
+    assert f"{STUDY}-2/seed-0/head-i" in called
+    assert f"The folder {STUDY} has other settings or pictures (epochs)" in capsys.readouterr().out
 
 
-def test_a_claim_holds_where_the_difference_is_clear(capsys, tiny):
-    from transfer.data import load_dataset
-
-    figures = {row: [0.5, 0.52, 0.48] for row in (*VAL_ACCURACY, *rerun_study.TITLES.values())}
-    figures["head i"] = [0.4, 0.41, 0.39]
+def test_a_claim_holds_where_the_difference_is_significant(capsys):
+    figures = {row: [0.5, 0.52, 0.48] for row in rerun_study.ROWS}
     figures["dense, augmentation"] = [0.6, 0.63, 0.59]
-    tested = {"study": [0.5, 0.5, 0.5], "ours": [0.6, 0.62, 0.61]}
-    rerun_study.print_rows(figures, tested, load_dataset(tiny))
-    lines = {line.strip()[:28]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines["head iii is ahead of head i "].endswith("+10.00 +- 0.58         yes")
-    assert lines["head iii is ahead of head ii"].endswith("not clear")
-    assert lines["augmentation harms dense lay"].endswith("no")
-    assert lines["ours: ahead of the study's b"].endswith("+11.00 +- 0.58")
+    figures[rerun_study.BEST_OF_STUDY] = [0.5, 0.5, 0.5]
+    figures[rerun_study.BEST_OF_OURS] = [0.6, 0.62, 0.61]
+    rerun_study.print_claims(figures)
+    lines = capsys.readouterr().out.splitlines()
+    for claim, ending in (
+        ("head iii is ahead of head i ", "not significant"),
+        ("augmentation harms dense layers ", " no"),
+        ("ours is ahead on the test split ", "-  +11.00 +- 0.58              yes"),
+    ):
+        (line,) = [line for line in lines if line.strip().startswith(claim)]
+        assert line.endswith(ending)
 
 
-def test_a_command_that_fails_ends_it(tiny, workdir, monkeypatch):
-    monkeypatch.setattr(
-        rerun_study.subprocess, "run", lambda command: type("Done", (), {"returncode": 2})
-    )
-    with pytest.raises(BadInput, match=r"finetune\.py ended with status 2"):
-        rerun_study.main(["--data", str(tiny)])
-    with pytest.raises(BadInput, match="--seeds instead of --seed"):
-        rerun_study.main(["--data", str(tiny), "--seed", "3"])
+def test_a_command_that_fails_ends_it(rerun, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")  # ends with status 1
+    with pytest.raises(BadInput, match=r"finetune\.py ended with status 1"):
+        rerun()
 
 
-def test_weights_that_do_not_fit_are_refused_before_anything_runs(tiny, workdir, script, called):
-    from test_network import write_official
-
-    import common
-
-    model = common.build_model(32, 4, "fc")
-    write_official(workdir / "top.h5", model, with_top=True)
-    model.save(workdir / "own.keras")
+def test_weights_that_do_not_fit_are_refused_before_anything_runs(rerun, workdir, called, narrow):
+    write_official(workdir / "top.h5", common.build_model(32, 4, "fc"))
     with pytest.raises(BadInput, match="name imagenet, none or an .h5"):
-        script("rerun_study", "--data", tiny, "--weights", "own.keras")
-    with pytest.raises(BadInput, match=r"dense layers of top\.h5 take images of 224 pixels alone"):
-        script("rerun_study", "--data", tiny, "--weights", "top.h5")
-    assert called == [] and not (workdir / "runs").exists()
+        rerun("--weights", "own.keras")
+    with pytest.raises(BadInput, match=r"dense layers of top\.h5 take images of 224 pixels"):
+        rerun("--weights", "top.h5")
+    assert not called
+    assert not (workdir / "runs").exists()

@@ -1,4 +1,4 @@
-"""What is printed: one sentence for bad input, the configuration, tables, the progress of long work."""
+"""What is printed: one sentence for bad input, the configuration, tables, progress of long work."""
 
 import contextlib
 import errno
@@ -13,12 +13,18 @@ from tqdm import tqdm
 
 SHOWN_AFTER = 2  # seconds until work is worth a line of progress
 LINE_EVERY = 20  # seconds between two such lines in a log file
-SPACE = "free some space there, or name a folder on another disk with --cache or --out"
-REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), SPACE)
-REMEDIES |= dict.fromkeys(
-    (errno.EACCES, errno.EPERM, errno.EROFS), "change its rights, or name another"
-)
-REMEDIES[errno.ENAMETOOLONG] = "choose a shorter name"
+MAKE_SPACE = "free some space there, or name a folder on another disk with --cache or --out"
+GET_ACCESS = "change its rights, or name another"
+REMEDIES = {
+    errno.ENOSPC: MAKE_SPACE,
+    errno.EDQUOT: MAKE_SPACE,
+    errno.EFBIG: MAKE_SPACE,
+    errno.EACCES: GET_ACCESS,
+    errno.EPERM: GET_ACCESS,
+    errno.EROFS: GET_ACCESS,
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+OTHER_REMEDY = "check that it is there and can be read and written"
 
 
 class BadInput(Exception):
@@ -28,20 +34,11 @@ class BadInput(Exception):
 def run_script(main):
     """Call `main`; bad input ends with one sentence and status 2, Ctrl-C with status 130."""
     script = Path(sys.argv[0]).name
-
-    terminal = os.dup(2)  # as `without_startup_lines` turns the other one away
-
-    def stop(*_):  # at once: an exception raised inside an engine's own code aborts the process
-        os.write(
-            terminal, f"\n{script}: interrupted; run the same command again to resume.\n".encode()
-        )
-        os._exit(130)
-
     for stream in (sys.stdout, sys.stderr):  # a class or file may have a name that they cannot show
         stream.reconfigure(errors="backslashreplace")
-
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
-        signal.signal(signal.SIGINT, stop)
+        stop_on_control_c(f"\n{script}: interrupted; run the same command again to resume.\n")
+
     try:
         main()
     except BadInput as error:
@@ -50,59 +47,77 @@ def run_script(main):
     except BrokenPipeError:  # whoever read the output, `head` perhaps, has enough
         os._exit(141)
     except OSError as error:
-        number = re.search(r"errno = (\d+)", str(error))  # h5py's carry a message alone
-        number = int(number[1]) if number else error.errno
-        where = f" {error.filename}" if error.filename else ""
-        reason = os.strerror(number) if number else " ".join(str(error).split())
-        advice = f"{REMEDIES.get(number, 'fix this')}, then run the same command again to resume."
-        print(
-            f"{script}: error: cannot use{where}: {reason}; {advice}", file=sys.stderr, flush=True
-        )
+        print(f"{script}: error: {describe_error(error)}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(2)  # HDF5 crashes at exit where it closes a file that a full disk cut short
+
+
+def stop_on_control_c(message):
+    """Let Ctrl-C print `message` and end this process at once, with status 130."""
+    terminal = os.dup(2)  # as `without_startup_lines` turns the other one away
+
+    def stop(*_):  # an exception raised inside an engine's own code would abort the process
+        os.write(terminal, message.encode())
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
+
+
+def describe_error(error):
+    """The sentence for an OSError: what cannot be used, why, and what to do."""
+    in_message = re.search(r"errno = (\d+)", str(error))  # all that h5py's errors carry
+    number = int(in_message[1]) if in_message else error.errno
+    reason = os.strerror(number) if number else " ".join(str(error).split())
+    advice = f"{REMEDIES.get(number, OTHER_REMEDY)}, then run the same command again to resume"
+    return f"cannot use {error.filename or 'a file'}: {reason}; {advice}."
 
 
 @contextlib.contextmanager
 def without_startup_lines():
     """Hides what TensorFlow prints while it is imported, before any log level applies."""
     sys.stderr.flush()
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    terminal = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 2)
+        os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
 
 
 def print_configuration(args, dataset, computes_on=None):
     """The first thing on screen: the dataset's notice, then every setting."""
+    counts = ", ".join(f"{len(split.files)} {name}" for name, split in dataset.splits.items())
+    about = f"{dataset.name}: {counts} images, {len(dataset.labels)} classes"
+    settings = {**vars(args), "dataset": about}
+    if computes_on:
+        settings["computes on"] = computes_on
+
     print_notice(dataset.notice)
     print(f"{Path(sys.argv[0]).name}: resolved configuration")
-    counts = ", ".join(f"{len(split.files)} {name}" for name, split in dataset.splits.items())
-    more = {"dataset": f"{dataset.name}: {counts} images, {len(dataset.labels)} classes"}
-    more |= {"computes on": computes_on} if computes_on else {}
-    for key, value in [*sorted(vars(args).items()), *more.items()]:
-        shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-        print(f"  {key:<28}{shown}")
+    for name, value in sorted(settings.items()):
+        print(f"  {name:<28}{value}")
     print(flush=True)
 
 
 def print_notice(notice):
     """A frame around the sentence of a dataset that is not real; nothing where there is none."""
     if notice:
-        print("\n".join(["=" * 96, f"  {notice}", "=" * 96]), flush=True)
+        frame = "=" * 96
+        print(f"{frame}\n  {notice}\n{frame}", flush=True)
 
 
 def print_table(header, rows):
     """Rows of cells, the first column left-aligned, the others right-aligned."""
     table = [[str(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(*table)]
     for row in table:
-        cells = [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:])]
-        print("  " + "  ".join(cells).rstrip())
+        cells = [cell.rjust(width) for cell, width in zip(row, widths)]
+        cells[0] = row[0].ljust(widths[0])
+        print(f"  {'  '.join(cells).rstrip()}")
 
 
 def percent(fraction):
@@ -111,11 +126,16 @@ def percent(fraction):
 
 
 def progress(iterable, description, total=None, unit=" batches", done=0):
-    """A tqdm bar for work longer than SHOWN_AFTER seconds; where no terminal rewrites a line, lines."""
-    where = {}
-    if not sys.stderr.isatty():
-        shown = "{desc}: {n_fmt} of {total_fmt}" + unit + ", {rate_noinv_fmt}, {remaining} left"
-        write = lambda text: text.strip() and print(text.strip(), file=sys.stderr)  # noqa: E731
-        lines = SimpleNamespace(write=write, flush=sys.stderr.flush)
-        where = {"mininterval": LINE_EVERY, "miniters": 1, "file": lines, "bar_format": shown}
-    return tqdm(iterable, description, total, unit=unit, delay=SHOWN_AFTER, initial=done, **where)
+    """A tqdm bar for work longer than SHOWN_AFTER seconds, or where there is no terminal, lines."""
+    shown = {"unit": unit, "delay": SHOWN_AFTER, "initial": done}
+    if sys.stderr.isatty():
+        return tqdm(iterable, description, total, **shown)
+
+    def write(text):
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    text = "{desc}: {n_fmt} of {total_fmt}" + unit + ", {rate_noinv_fmt}, {remaining} left"
+    lines = SimpleNamespace(write=write, flush=sys.stderr.flush)
+    shown |= {"mininterval": LINE_EVERY, "miniters": 1, "file": lines, "bar_format": text}
+    return tqdm(iterable, description, total, **shown)

@@ -1,9 +1,10 @@
 """The devices and processes that share the work.
 
-    one machine         TensorFlow: tf.distribute.MirroredStrategy; JAX: keras.distribution.DataParallel
-    several machines    JAX: processes that keras.distribution.initialize brings together
+    one machine        keras.distribution.DataParallel over all its devices
+    several machines   processes that keras.distribution.initialize brings together
 
-Each batch is shared out evenly and gradients are averaged: the same training as on one device.
+Both are JAX's alone, as Keras' distribution is; TensorFlow and PyTorch compute on one device. Each
+batch is shared out evenly and gradients are averaged: the same training as on one device.
 """
 
 import contextlib
@@ -20,24 +21,25 @@ class Share(NamedTuple):
     replicas: int = 1  # devices of all processes together
     processes: int = 1
     process: int = 0  # 0 records the run
-    whole_batches: bool = False  # the engine takes this process' part out of them itself
 
 
 @contextlib.contextmanager
 def on_devices(devices, batch_size, processes=False):
-    """Within it, networks are built for and trained on the devices that --devices and --processes name.
-    Call it before anything is computed. Yields (Share, one line on what computes). BadInput for misfits."""
+    """Within it, networks are built for and trained on the devices that --devices and --processes
+    name. Call it before anything is computed. Yields (Share, one line on what computes). BadInput
+    for misfits."""
     backend = keras.backend.backend()
-    if backend == "torch" and (devices or 1) > 1 or backend != "jax" and processes:
+    several = processes or devices not in (None, 1)
+    if several and backend != "jax":
         flag = "--processes" if processes else "--devices"
         raise BadInput(
             f"{flag} does not work on {backend}; use KERAS_BACKEND=jax (docs/devices.md)."
         )
-    with contextlib.ExitStack() as stack:
-        if backend == "tensorflow":
-            stack.enter_context(tensorflow_scope(devices, batch_size))
-        elif backend == "jax":
-            stack.enter_context(jax_scope(devices, batch_size, processes))
+
+    scope = contextlib.nullcontext()
+    if backend == "jax":
+        scope = jax_scope(devices, batch_size, processes)
+    with scope:
         share = current_share()
         if batch_size % share.replicas:
             raise BadInput(
@@ -47,7 +49,8 @@ def on_devices(devices, batch_size, processes=False):
 
 
 def choose_devices(wanted, found, batch_size):
-    """How many of the devices `found` are used: those wanted, or as many as a batch can be shared among."""
+    """How many of the devices `found` are used: those wanted, or as many as a batch can be shared
+    among."""
     if wanted is None:
         return max(number for number in range(1, found + 1) if batch_size % number == 0)
     if wanted > found:
@@ -55,79 +58,59 @@ def choose_devices(wanted, found, batch_size):
     return wanted
 
 
-def tensorflow_scope(devices, batch_size):
-    """A context in which TensorFlow computes on so many devices."""
-    import tensorflow
-
-    gpus = tensorflow.config.list_physical_devices("GPU")
-    if gpus:
-        devices = choose_devices(devices, len(gpus), batch_size)
-        tensorflow.config.set_visible_devices(gpus[:devices], "GPU")
-    elif (devices or 1) > 1:
-        cpu = tensorflow.config.list_physical_devices("CPU")[0]
-        parts = [tensorflow.config.LogicalDeviceConfiguration()] * devices
-        tensorflow.config.set_logical_device_configuration(cpu, parts)
-    if (devices or 1) == 1:
-        return contextlib.nullcontext()
-    names = [
-        device.name for device in tensorflow.config.list_logical_devices("GPU" if gpus else "CPU")
-    ]
-    return tensorflow.distribute.MirroredStrategy(names).scope()
-
-
 def jax_scope(devices, batch_size, processes):
     """A context in which JAX computes on so many devices of each process."""
     import jax
 
-    if (devices or 1) > 1 and jax.config.jax_num_cpu_devices in (None, -1):
+    if devices and jax.config.jax_num_cpu_devices in (None, -1):
         jax.config.update("jax_num_cpu_devices", devices)  # no effect on accelerators
     if processes:
         try:
             keras.distribution.initialize()
         except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            advice = "check KERAS_DISTRIBUTION_JOB_ADDRESSES and the like (docs/devices.md)"
-            raise BadInput(f"The processes do not find each other ({reason}); {advice}.") from None
+            reason = " ".join(str(error).split())
+            raise BadInput(
+                f"The processes cannot connect to each other ({reason}); check "
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES and the like (docs/devices.md)."
+            ) from None
+
     local = jax.local_devices()
-    found = len(local) if devices or local[0].platform != "cpu" else 1
+    on_cpu = local[0].platform == "cpu"
+    found = 1 if on_cpu and not devices else len(local)  # a CPU is shared only where asked
     devices = choose_devices(devices, found, batch_size)
-    if not processes and devices == 1:
+    if devices == 1 and not processes:
         return contextlib.nullcontext()
-    by_process = {}
-    for device in jax.devices():
-        by_process.setdefault(device.process_index, []).append(device)
-    chosen = [device for index in sorted(by_process) for device in by_process[index][:devices]]
-    names = [f"{device.platform}:{device.id}" for device in chosen]
+
+    names = []
+    for process in range(jax.process_count()):
+        for device in jax.local_devices(process)[:devices]:
+            names.append(f"{device.platform}:{device.id}")
     # each process gives its own part of a batch: nothing is left for Keras to share out
     return keras.distribution.DataParallel(devices=names, auto_shard_dataset=False).scope()
 
 
 def current_share():
-    """The Share under the distribution of this moment, as the engine knows it."""
-    backend, distribution = keras.backend.backend(), keras.distribution.distribution()
-    if backend == "jax" and distribution:
-        import jax
+    """The Share under Keras' distribution of this moment."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return Share()
+    import jax
 
-        return Share(
-            distribution.device_mesh.devices.size, jax.process_count(), jax.process_index()
-        )
-    if backend == "tensorflow":
-        import tensorflow
-
-        return Share(tensorflow.distribute.get_strategy().num_replicas_in_sync, whole_batches=True)
-    return Share()
+    replicas = distribution.device_mesh.devices.size
+    return Share(replicas, jax.process_count(), jax.process_index())
 
 
 def describe_devices(backend, share):
     """One line on what `backend` computes on."""
-    found, line = accelerators(backend), f"CPU, {os.cpu_count()} threads"
+    found = accelerators(backend)
+    line = f"CPU, {os.cpu_count()} threads"
     if found:
-        line = f"{found[0]}, " + (
-            f"{share.replicas} of {len(found)} GPUs" if len(found) > 1 else "1 GPU"
-        )
+        line = f"{found[0]}, {share.replicas} of {len(found)} GPUs"
     if share.replicas > 1:
-        line += f"; each batch is shared out among {share.replicas} devices"
-        line += f" of {share.processes} processes" * (share.processes > 1)
+        line += (
+            f"; each batch is shared out among {share.replicas} devices "
+            f"(processes: {share.processes})"
+        )
     return f"{line} ({backend})"
 
 

@@ -1,7 +1,8 @@
 """What is written to disk: whole or not at all, by one process at a time.
 
 Small files are written beside their place and renamed into it. Large arrays grow block by block in
-<name>.part and are renamed when they are whole, so an interrupted one resumes at its last whole block.
+<name>.part and are renamed when they are whole, so an interrupted one resumes at its last whole
+block.
 """
 
 import contextlib
@@ -40,8 +41,8 @@ def naming_errors(path):
 
 
 def printable(name):
-    """A file's name as it is written and shown: a byte that is not UTF-8, a lone surrogate in Python, as
-    its escape, which JSON reads back as that surrogate."""
+    """A file's name as it is written and shown: a byte that is not UTF-8, a lone surrogate in
+    Python, as its escape, which JSON reads back as that surrogate."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -53,16 +54,12 @@ def short_name(text):
 def write_atomically(path, content):
     """Write str or bytes to `path` so that a reader finds the old file or the whole new one."""
     part = Path(f"{path}.part")
-    try:
-        with naming_errors(path):
-            part.write_bytes(printable(content).encode() if isinstance(content, str) else content)
-            sync(part)
-            os.replace(part, path)
-    finally:
-        with contextlib.suppress(
-            OSError
-        ):  # a name too long to be written is too long to be removed
-            part.unlink(missing_ok=True)
+    if isinstance(content, str):
+        content = printable(content).encode()
+    with naming_errors(path):
+        part.write_bytes(content)
+        sync(part)
+        os.replace(part, path)
 
 
 def write_json(path, content):
@@ -85,15 +82,16 @@ def read_json(path):
 def write_csv(path, rows):
     """Write a list of dicts with the same keys as CSV, atomically."""
     stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, stream.getvalue())
 
 
 def read_csv(path, advice):
-    """The rows of a CSV file that are not empty as lists of str, without a BOM, parted by commas or, as
-    spreadsheets write, semicolons or tabs. BadInput, which ends with `advice`, where it is no UTF-8."""
+    """The rows of a CSV file that are not empty as lists of str, without a BOM, separated by commas
+    or, as spreadsheets write, semicolons or tabs. BadInput, which ends with `advice`, where it is
+    missing or no UTF-8."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -107,7 +105,8 @@ def read_csv(path, advice):
 
 
 def lock_of(path):
-    """The lock of a file or folder, a hidden file beside it that stays; released when its process ends."""
+    """The lock of a file or folder, a hidden file beside it that stays; released when its process
+    ends."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"))
@@ -118,14 +117,12 @@ def locked(path):
     """Hold the lock of `path`; where another process holds it, say so and wait for it to finish."""
     lock = lock_of(path)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         print(f"Waiting for another process that is writing {path}", flush=True)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 class ArrayFile(NamedTuple):
@@ -137,17 +134,38 @@ class ArrayFile(NamedTuple):
     description: str  # what is shown while it is made
 
     @property
+    def part(self):
+        """Where it grows until it is whole."""
+        return Path(f"{self.path}.part")
+
+    @property
     def missing(self):
         """Bytes that are still to be written, without the header."""
-        size, part = (
-            math.prod(self.shape) * np.dtype(self.dtype).itemsize,
-            Path(f"{self.path}.part"),
-        )
-        return 0 if self.path.exists() else size - (part.stat().st_size if part.exists() else 0)
+        if self.path.exists():
+            return 0
+        written = self.part.stat().st_size if self.part.exists() else 0
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize - written
+
+
+class Rows:
+    """Some rows of an array, none of them copied."""
+
+    def __init__(self, array, rows):
+        self.array = array
+        self.rows = rows
+        self.shape = (len(rows), *array.shape[1:])
+        self.filename = getattr(array, "filename", None)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, rows):
+        return self.array[self.rows[rows]]
 
 
 def prefetch(function, items):
-    """Yields function(item) for each of `items`; a thread works on the next one while one is used."""
+    """Yields function(item) for each of `items`; a thread works on the next one while one is
+    used."""
     with ThreadPoolExecutor(1) as thread:
         waiting = None
         for item in items:
@@ -161,20 +179,24 @@ def prefetch(function, items):
 
 def build_or_load_array(file, blocks, block):
     """The array of an ArrayFile as a read-only memory map, made first where it is not there yet.
-    blocks(starts) -> iterator over the arrays (`block` rows each, the last one what is left) that begin at
-    the rows `starts`. BadInput where the disk has no room for it, or where the file is cut short."""
-    path, part = file.path, Path(f"{file.path}.part")
+    blocks(starts) -> iterator over the arrays (`block` rows each, the last one what is left) that
+    begin at the rows `starts`. BadInput where the disk has no room for it, or where the file is cut
+    short."""
+    path = file.path
     if not path.exists():
-        free, needed = free_space(path), 1.02 * file.missing
+        free = free_space(path)
+        needed = 1.02 * file.missing
         if needed > free:
-            space = f"{free / 1e9:.1f} GB free in {path.parent} and {needed / 1e9:.1f} needed"
-            advice = "free some, name a folder on another disk with --cache or --out, or use --cache none"
-            raise BadInput(f"There are {space} for {file.description}; {advice}.")
+            raise BadInput(
+                f"Not enough disk space for {file.description}: {needed / 1e9:.1f} GB needed,"
+                f" {free / 1e9:.1f} GB free in {path.parent}; free some, name a folder on another"
+                " disk with --cache or --out, or use --cache none."
+            )
         with locked(path), naming_errors(path):
             if not path.exists():  # else another process has just made it
-                fill_array(part, file, blocks, block)
-                sync(part)
-                os.replace(part, path)
+                fill_array(file, blocks, block)
+                sync(file.part)
+                os.replace(file.part, path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -182,37 +204,43 @@ def build_or_load_array(file, blocks, block):
     return array.view(file.dtype)  # NumPy's header knows bfloat16 as two bytes of any kind
 
 
-def fill_array(part, file, blocks, block):
-    """Append what is missing of an ArrayFile to its `part`, block by block: in a writable memory map a full
-    disk would crash, and the length of the file would not tell how far it is."""
-    shape, dtype, stream = file.shape, np.dtype(file.dtype), io.BytesIO()
-    layout = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
-    np.lib.format.write_array_header_1_0(stream, layout)
-    header, row_bytes = stream.getvalue(), dtype.itemsize * math.prod(shape[1:])
-    part.touch()
-    with open(part, "rb+") as stream:
+def fill_array(file, blocks, block):
+    """Append what is missing of an ArrayFile to its part, block by block: in a writable memory map
+    a full disk would crash, and the length of the file would not tell how far it is."""
+    count, *row_shape = file.shape
+    dtype = np.dtype(file.dtype)
+    row_bytes = dtype.itemsize * math.prod(row_shape)
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": dtype.str, "fortran_order": False, "shape": file.shape}
+    )
+    header = stream.getvalue()
+
+    with open(file.part, "ab+") as stream:
+        # begin anew where the part is of another array
+        stream.seek(0)
         if stream.read(len(header)) != header:
-            stream.seek(0)
-            stream.truncate()
+            stream.truncate(0)
             stream.write(header)
+
+        # else go on after the last whole block
+        done = (stream.seek(0, os.SEEK_END) - len(header)) // row_bytes
+        if done < count:
+            done -= done % block
+        stream.truncate(len(header) + done * row_bytes)
+
+        def append(rows):
+            stream.write(np.ascontiguousarray(rows, dtype))
             stream.flush()
-        done = min((part.stat().st_size - len(header)) // row_bytes, shape[0])
-        done = done if done == shape[0] else done // block * block
-        stream.seek(len(header) + done * row_bytes)
-        stream.truncate()
-        with progress(None, file.description, shape[0], " images", done) as bar:
+            return len(rows)
 
-            def append(rows):
-                stream.write(np.ascontiguousarray(rows, dtype))
-                stream.flush()
-                bar.update(len(rows))
-
-            for _ in prefetch(append, blocks(range(done, shape[0], block))):
-                pass  # a thread writes, so that whoever makes the rows never waits for the disk
+        # a thread writes, so that whoever makes the rows never waits for the disk
+        with progress(None, file.description, count, " images", done) as bar:
+            for written in prefetch(append, blocks(range(done, count, block))):
+                bar.update(written)
 
 
 def free_space(path):
     """Bytes free where the file `path` is or would be."""
-    return shutil.disk_usage(
-        next(place for place in Path(path).absolute().parents if place.is_dir())
-    ).free
+    folder = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
+    return shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""The flags of the scripts. No Keras here: a script parses first and imports then, so --help is quick."""
+"""The flags of the scripts. Without Keras: a script parses first, so that --help is quick."""
 
 import argparse
 import sys
@@ -12,7 +12,9 @@ from transfer.study import UNFREEZE
 def script_parser(description):
     """An argparse parser for a script with this docstring."""
     as_written = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(description=description, formatter_class=as_written)
+    return argparse.ArgumentParser(
+        description=description, formatter_class=as_written, allow_abbrev=False
+    )
 
 
 def number(name, kind, least, most):
@@ -31,6 +33,7 @@ def number(name, kind, least, most):
 natural = number("integer of 0 or more", int, 0, 2**31 - 1)
 positive = number("integer of 1 or more", int, 1, 2**31 - 1)
 positive_float = number("number above 0", float, sys.float_info.min, sys.float_info.max)
+share = number("number between 0 and 1, such as 0.95,", float, sys.float_info.min, 1 - 2**-53)
 
 
 def part_of(text):
@@ -41,90 +44,195 @@ def part_of(text):
     return part, count
 
 
-def add_shared_arguments(parser):
-    """The flags that mean the same in every script; None stands for the dataset's own default."""
-    add = parser.add_argument_group("shared by all scripts").add_argument
-    text = "in MAMe's layout, or folders of pictures (default: data/mame; without it, the demo)"
-    add("--data", metavar="DIR", help=text)
-    add("--seed", type=natural, default=0, metavar="N", help="default: %(default)s")
+def adder(parser, title, without=()):
+    """A function like `add_argument` for a new group of flags that leaves out some, by name."""
+    group = parser.add_argument_group(title)
+
+    def add(flag, **settings):
+        if flag.removeprefix("--") not in without:
+            group.add_argument(flag, **settings)
+
+    return add
+
+
+def add_shared_arguments(parser, without=()):
+    """The flags that mean the same in every script; None stands for the dataset's own default.
+    without: the names of those that a script has no use for."""
+    add = adder(parser, "shared by all scripts", without)
+    add(
+        "--data",
+        metavar="DIR",
+        help="dataset in MAMe's layout, or folders of pictures (default: data/mame, else the demo)",
+    )
+    add("--seed", type=natural, default=0, metavar="N", help="random seed (default: %(default)s)")
     add(
         "--image-size",
         type=natural,
         metavar="N",
-        help="pixels a side (default: the dataset's; MAMe 224)",
+        help="pixels a side of the network's images (default: 224; demo: 48)",
     )
-    add("--batch-size", type=positive, metavar="N", help="default: the dataset's; MAMe 32")
-    text = "where decoded images and frozen activations are kept, or 'none' (default: %(default)s)"
-    add("--cache", default="data/cache", metavar="DIR", help=text)
-    text = "leave out images that are missing or cannot be decoded, and record which"
-    add("--skip-unreadable", action="store_true", help=text)
+    add("--batch-size", type=positive, metavar="N", help="images per batch (default: 32)")
+    add(
+        "--cache",
+        default="data/cache",
+        metavar="DIR",
+        help="folder for decoded images and frozen layers' outputs, or 'none' "
+        "(default: %(default)s)",
+    )
+    add(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out images that are missing or cannot be decoded, and record which",
+    )
     add(
         "--out", metavar="DIR", help="new folder for the results (default: named after what is run)"
     )
 
 
-def add_network_arguments(group):
+def add_network_arguments(add):
     """--weights, --precision and --devices, for the scripts that build a network."""
-    text = (
-        "imagenet, none (random), a run, a .keras file or an official .h5 (default: the dataset's)"
+    add(
+        "--weights",
+        metavar="W",
+        help="imagenet, none (random), a run, a .keras or an official .h5 file "
+        "(default: imagenet; demo: none)",
     )
-    group.add_argument("--weights", metavar="W", help=text)
-    text = "what the network computes in; its weights stay float32 (default: %(default)s)"
-    choices = {"choices": ("float32", "bfloat16"), "default": "float32"}
-    group.add_argument("--precision", help=text, **choices)
-    text = "split each batch among N local devices (default: all accelerators; without any, N virtual ones)"
-    group.add_argument("--devices", type=positive, metavar="N", help=text)
+    add(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="what the network computes in; its weights stay float32 (default: %(default)s)",
+    )
+    add(
+        "--devices",
+        type=positive,
+        metavar="N",
+        help="number of GPUs to use (default: all); on a CPU, N simulated devices, for testing",
+    )
 
 
 def add_feature_arguments(group, layers=None):
     """--layers and the network that they belong to. layers: the default."""
-    text = "all, conv, last (of each block), or names separated by commas (default: all)"
-    group.add_argument("--layers", default=layers, help=text)
-    add_network_arguments(group)
+    group.add_argument(
+        "--layers",
+        default=layers,
+        help="all, conv, last (of each block), or names separated by commas (default: all)",
+    )
+    add_network_arguments(group.add_argument)
 
 
 def add_balanced(add):
     """--balanced, for all that is trained or fitted."""
-    text = "weigh the classes so that all count alike, however many pictures they have"
-    add("--balanced", action="store_true", help=text)
+    add("--balanced", action="store_true", help="make small classes count as much as large ones")
 
 
-def add_training_arguments(parser, frozen=True):
-    """The flags of training; frozen: there are stages with frozen convolutions."""
-    group = parser.add_argument_group("training")
-    add_network_arguments(group)
-    add = group.add_argument
-    text = "this process is one of several that train together (JAX; docs/devices.md)"
-    add("--processes", action="store_true", help=text)
+def add_processes(add):
+    """--processes, for all that is trained."""
+    add(
+        "--processes",
+        action="store_true",
+        help="this process is one of several that train together (JAX; docs/devices.md)",
+    )
+
+
+def add_pretraining_arguments(parser):
+    """The flags of training all of VGG16 at once."""
+    add = adder(parser, "training")
+    add_network_arguments(add)
+    add_processes(add)
     add_balanced(add)
-    rate, epochs = {"type": positive_float, "metavar": "LR"}, {"type": positive, "metavar": "N"}
-    if not frozen:
-        add("--learning-rate", dest="pretrain_learning_rate", help="MAMe: 1e-4", **rate)
-        add("--epochs", dest="pretrain_epochs", help="at most; MAMe: 100", **epochs)
-        return
-    add("--learning-rate", help="while the convolutions are frozen; MAMe: 1e-4", **rate)
-    add("--fine-tune-learning-rate", help="of unfrozen stages; MAMe: 1e-5", **rate)
-    add("--epochs", help="of a frozen stage, at most; MAMe: 100", **epochs)
-    add("--fine-tune-epochs", help="of an unfrozen stage, at most; MAMe: 100", **epochs)
-    text = "of the dense layers of heads ii and iii (default: %(default)s, which fits the study's losses)"
-    add("--l2", type=positive_float, default=0.01, help=text)
+    add(
+        "--learning-rate",
+        dest="pretrain_learning_rate",
+        type=positive_float,
+        metavar="LR",
+        help="learning rate (default: 1e-4)",
+    )
+    add(
+        "--epochs",
+        dest="pretrain_epochs",
+        type=positive,
+        metavar="N",
+        help="number of epochs, at most (default: 100; demo: 6)",
+    )
+
+
+def add_training_arguments(parser, without=()):
+    """The flags of training a new head, and then perhaps more of the network.
+    without: those that a script has no use for."""
+    add = adder(parser, "training", without)
+    add_network_arguments(add)
+    add_processes(add)
+    add_balanced(add)
+    add(
+        "--learning-rate",
+        type=positive_float,
+        metavar="LR",
+        help="learning rate while VGG16 is frozen (default: 1e-4; demo: 1e-3)",
+    )
+    add(
+        "--fine-tune-learning-rate",
+        type=positive_float,
+        metavar="LR",
+        help="learning rate of unfrozen stages (default: 1e-5; demo: 2e-6)",
+    )
+    add(
+        "--epochs",
+        type=positive,
+        metavar="N",
+        help="number of epochs of a frozen stage, at most (default: 100; demo: 20)",
+    )
+    add(
+        "--fine-tune-epochs",
+        type=positive,
+        metavar="N",
+        help="number of epochs of an unfrozen stage, at most (default: 100; demo: 2)",
+    )
+    add(
+        "--l2",
+        type=positive_float,
+        default=0.01,
+        help="L2 penalty of the dense layers of heads ii and iii (default: %(default)s, "
+        "which fits the study's losses)",
+    )
 
 
 def add_strategy_arguments(parser):
-    """The flags of finetune.py's strategy; those of RECIPES are None where not given (`apply_recipe`)."""
-    add = parser.add_argument_group("the strategy").add_argument
-    text = "sets the flags below where they are not given (default: %(default)s)"
-    add("--recipe", choices=tuple(RECIPES), default="study", help=text)
-    text = "the study's, or a softmax on every convolution's mean (study: iii; strong: layers)"
-    add("--head", choices=("i", "ii", "iii", "multilayer"), help=text)
-    text = "what trains after the dense layers (study: none; strong: all)"
-    add("--unfreeze", choices=tuple(UNFREEZE), help=text)
-    text = "augment the training images in every stage"
-    add("--augment", action=argparse.BooleanOptionalAction, help=text)
-    text = "after the last stage, train the same layers once more, with augmentation"
-    add("--final-augment", action="store_true", help=text)
-    text = "of the learning rate; cosine warms up for a tenth of a stage (study: constant; strong: cosine)"
-    add("--schedule", choices=("constant", "cosine"), help=text)
+    """The flags of finetune.py's strategy. Those of RECIPES are None where they are not given."""
+    add = adder(parser, "the strategy")
+    add(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="study",
+        help="the values of the flags below that are not given (default: %(default)s)",
+    )
+    add(
+        "--head",
+        choices=("i", "ii", "iii", "multilayer"),
+        help="the study's i, ii or iii, or a softmax on every convolution's mean "
+        "(study: iii; strong: multilayer)",
+    )
+    add(
+        "--unfreeze",
+        choices=tuple(UNFREEZE),
+        help="what trains after the dense layers (study: none; strong: all)",
+    )
+    add(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="augment the training images in every stage",
+    )
+    add(
+        "--final-augment",
+        action="store_true",
+        help="after the last stage, train the same layers once more, with augmentation",
+    )
+    add(
+        "--schedule",
+        choices=("constant", "cosine"),
+        help="learning-rate schedule within each stage; cosine begins with a warm-up "
+        "(study: constant; strong: cosine)",
+    )
 
 
 def apply_recipe(args):
@@ -153,8 +261,10 @@ def resolve_arguments(args, dataset):
 
 
 def refuse_inside(out, folders):
-    """BadInput where --out lies inside a folder of pictures: what is drawn would become some."""
-    for folder in folders if out else ():
+    """BadInput where --out lies inside a folder of pictures: what is plotted would become some."""
+    if out is None:
+        return
+    for folder in folders:
         if Path(out).resolve().is_relative_to(Path(folder).resolve()):
             raise BadInput(
                 f"--out {out} lies among the pictures in {folder}; name a folder elsewhere."

@@ -1,159 +1,168 @@
-"""What is drawn: curves, confusion matrices, explanations. PNG files, each with the dataset's notice."""
+"""What is plotted, as PNG with the dataset's notice: curves, confusion matrices, explanations."""
 
 import functools
 import io
 import warnings
+from math import ceil
 
 import numpy as np
-from matplotlib import colormaps, font_manager
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from sklearn.metrics import ConfusionMatrixDisplay
 
-from transfer.console import percent
 from transfer.files import printable, write_atomically
 from transfer.images import open_image
 
-GALLERY_ROWS, GALLERY_COLUMNS = 4, 6
-MOST_COUNTED = 60  # classes of a confusion matrix up to which each cell says how many
-SIDE = 448  # most pixels a side at which a picture is shown
+GALLERY_ROWS = 4
+GALLERY_COLUMNS = 6
+MAX_COUNTED = 60  # classes of a confusion matrix up to which each cell says how many
+MAX_SIDE = 448  # pixels a side at which a picture is shown
+MAX_NAME = 40  # last letters of a file's name above its picture
 
 
-def new_figure(width, height, foot=0.04):
-    """A matplotlib figure with room for a notice at its foot."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
-    return figure
+def new_figure(width, height):
+    """A matplotlib figure of so many inches."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure, path, notice):
     """Write a figure as PNG, atomically, with the dataset's notice at its foot."""
     if notice:
-        figure.text(0.5, 0.005, notice, ha="center", va="bottom", fontsize=8, color="firebrick")
+        figure.supxlabel(notice, fontsize=8, color="firebrick")
+
+    # fonts that have every letter
     texts = figure.findobj(Text)
-    fonts = fonts_for(frozenset("".join(text.get_text() for text in texts)) - frozenset("\n"))
+    letters = frozenset("".join(text.get_text() for text in texts)) - {"\n"}
     for text in texts:
-        text.set_fontfamily(fonts)
+        text.set_fontfamily(fonts_for(letters))
+
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph"
-        )  # missing from all fonts: said by `fonts_for`, once
+        warnings.filterwarnings("ignore", "Glyph")  # no font has it: `fonts_for` said so, once
         figure.savefig(stream, format="png", dpi=130)
     write_atomically(path, stream.getvalue())
 
 
 @functools.cache
 def fonts_for(letters):
-    """Names of fonts that have all these letters together, matplotlib's own first; says where none has."""
-    families = ["DejaVu Sans"]
-    missing = set(map(ord, letters)) - set(FT2Font(font_manager.findfont(*families)).get_charmap())
-    for font in font_manager.fontManager.ttflist if missing else ():
-        found = missing & set(FT2Font(font.fname).get_charmap())
-        if found and "Last Resort" not in font.name:  # that one draws boxes
-            families, missing = [*families, font.name], missing - found
+    """Names of fonts that together have all these letters; says which letters none has."""
+    families = ["DejaVu Sans"]  # matplotlib's own
+    missing = set(map(ord, letters)) - letters_of(font_manager.findfont(families[0]))
     if missing:
-        print(
-            f"No font here has the letters {''.join(map(chr, sorted(missing)))}; install Noto Sans, say."
-        )
+        for font in font_manager.fontManager.ttflist:
+            found = missing & letters_of(font.fname)
+            if found and "Last Resort" not in font.name:  # that one draws boxes
+                families.append(font.name)
+                missing -= found
+    if missing:
+        shown = "".join(map(chr, sorted(missing)))
+        print(f"No font here has the letters {shown}; install one that has, Noto Sans perhaps.")
     return families
 
 
+def letters_of(font_file):
+    """The letters that a font has, as a set of code points."""
+    return set(FT2Font(font_file).get_charmap())
+
+
 def plot_curves(history, path, title, notice):
-    """Draw loss and accuracy of a history (list of rows as in history.csv) with its stages."""
+    """Plot loss and accuracy of a history (list of rows as in history.csv), its stages named above
+    the curves."""
+    epochs = [row["epoch"] for row in history]
+    firsts = {row["stage"]: row for row in reversed(history)}  # of each stage
+    starts = [row["epoch"] - 0.5 for row in firsts.values()]
+    names = [f"{row['stage']}: {row['trained']}" for row in firsts.values()]
+
     figure = new_figure(11, 4.6)
     figure.suptitle(title)
-    epochs = [row["epoch"] for row in history]
-    starts = {row["stage"]: row for row in reversed(history)}.values()
     for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        for name, label in ((key, "train"), (f"val_{key}", "val")):
-            axes.plot(epochs, [row[name] for row in history], marker=".", label=label)
+        axes.plot(epochs, [row[key] for row in history], marker=".", label="train")
+        axes.plot(epochs, [row[f"val_{key}"] for row in history], marker=".", label="val")
         axes.set(xlabel="epoch", ylabel=key)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if key == "accuracy":
-            axes.set_ylim(0, 1)
-            axes.yaxis.set_major_formatter("{x:.0%}")
-        # along each stage's line, where curves leave room; outside the layout, which a long name squeezes
-        y, side = (0.98, "top") if key == "loss" else (0.02, "bottom")
-        along = {"rotation": 90, "ha": "left", "va": side, "fontsize": 7, "in_layout": False}
-        for row in starts:
-            if row is not history[0]:
-                axes.axvline(row["epoch"] - 0.5, color="grey", linestyle="--", linewidth=1)
-            place = row["epoch"] - 0.5, y, f"{row['stage']}: {row['trained']}"
-            axes.text(*place, color="dimgrey", transform=axes.get_xaxis_transform(), **along)
-        axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", integer=True)
         axes.legend()
+        for start in starts:
+            axes.axvline(start, color="grey", linestyle="--", linewidth=1)
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(starts, names, rotation=20, ha="left", fontsize=7)
     save_figure(figure, path, notice)
 
 
 def plot_confusion(matrix, labels, path, title, notice):
-    """Draw a confusion matrix of counts (true rows, predicted columns), coloured by row share."""
-    size = max(6.5, 0.38 * min(len(labels), MOST_COUNTED) + 2.5)
-    figure = new_figure(size + 0.8, size, 0.025)
+    """Plot a confusion matrix of counts (true rows, predicted columns), coloured by row share."""
+    counted = len(labels) <= MAX_COUNTED
+    size = max(6.5, 0.38 * min(len(labels), MAX_COUNTED) + 2.5)
+    figure = new_figure(size + 0.8, size)
     axes = figure.subplots()
+    axes.set_title(title)
+
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(matrix > 0) if len(labels) <= MOST_COUNTED else ():
-        colour = "white" if share[row, column] > 0.5 else "black"
-        axes.text(
-            column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=colour
-        )
-    font = min(10, 10 * MOST_COUNTED / len(labels))
-    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=font)
-    axes.set_yticks(range(len(labels)), labels, fontsize=font)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
-    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
+    display = ConfusionMatrixDisplay(share, display_labels=labels).plot(
+        include_values=counted,
+        cmap="Blues",
+        xticks_rotation="vertical",
+        ax=axes,
+        im_kw={"vmin": 0, "vmax": 1},
+        text_kw={"fontsize": 7},
+    )
+    display.im_.colorbar.set_label("share of the true class")
+    axes.tick_params(labelsize=min(10, 10 * MAX_COUNTED / len(labels)))
+    if counted:
+        for cell, count in np.ndenumerate(matrix):
+            display.text_[cell].set_text(count or "")
     save_figure(figure, path, notice)
 
 
 def thumbnail(path):
-    """A picture at the size at which it is drawn, with its own aspect ratio."""
-    image = open_image(path, SIDE)
-    image.thumbnail((SIDE, SIDE))
+    """A picture at the size at which it is shown, with its own aspect ratio."""
+    image = open_image(path, MAX_SIDE)
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
     return image
 
 
 def plot_explanation(path, picture_path, heat, ranked, notice):
-    """Write one picture, its Grad-CAM map and its most likely classes as PNG."""
-    picture, name = thumbnail(picture_path), printable(picture_path.name)
-    figure = new_figure(11, 3.9, 0.06)
+    """Plot one picture, its Grad-CAM map `heat` of 0 to 1, float32 (height, width) of any size, and
+    its most likely classes. ranked: [(class, probability)], the most likely first."""
+    figure = new_figure(11, 3.9)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
+
+    picture = thumbnail(picture_path)
     left.imshow(picture)
-    left.set_title(name if len(name) < 40 else f"...{name[-36:]}", fontsize=9)
-    heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)).clip(
-        0, 1
+    left.set_title(printable(picture_path.name)[-MAX_NAME:], fontsize=9)
+    left.axis("off")
+
+    # the map over the picture in grey, which stays where nothing speaks for the class
+    shown = middle.imshow(picture.convert("L").convert("RGB"))
+    middle.imshow(
+        heat,
+        cmap="inferno",
+        alpha=0.75 * heat,
+        vmin=0,
+        vmax=1,
+        extent=shown.get_extent(),
+        interpolation="bilinear",
     )
-    strength = (
-        0.75 * heat[..., None]
-    )  # where nothing speaks for the class the picture stays, in grey
-    grey = (1 - strength) * np.asarray(picture.convert("L"), "float32")[..., None]
-    middle.imshow((grey + 255 * strength * colormaps["inferno"](heat)[..., :3]).astype("uint8"))
     middle.set_title(f"what speaks for {ranked[0][0]!r} (Grad-CAM)", fontsize=9)
-    for axes in (left, middle):
-        axes.axis("off")
-    names, probabilities = zip(*reversed(ranked))
-    bars = right.barh(names, probabilities, height=0.55, color="steelblue")
-    right.bar_label(bars, [percent(p) for p in probabilities], padding=3, fontsize=8)
-    right.set(xlim=(0, 1.25), xticks=())
-    right.tick_params(axis="y", length=0, labelsize=8)
-    right.spines[:].set_visible(False)
+    middle.axis("off")
+
+    for name, probability in reversed(ranked):
+        right.barh(f"{name}\n{probability:.2%}", probability, color="steelblue")
+    right.set(xlim=(0, 1), xticks=())
     save_figure(figure, path, notice)
 
 
 def plot_gallery(path, mistakes, title, notice):
-    """Write the gallery of the most confident mistakes as PNG. mistakes: [(picture's path, true class,
-    predicted class, its probability)], the most confident first. Returns how many the grid holds."""
-    mistakes = mistakes[: GALLERY_ROWS * GALLERY_COLUMNS]
-    rows = max(1, -(-len(mistakes) // GALLERY_COLUMNS))
-    figure = new_figure(2.15 * GALLERY_COLUMNS, 2.5 * rows + 0.6, 0.02)
+    """Plot a gallery of mistakes, at most GALLERY_ROWS * GALLERY_COLUMNS: [(path, true class,
+    predicted class, its probability)]."""
+    rows = ceil(len(mistakes) / GALLERY_COLUMNS)
+    figure = new_figure(2.15 * GALLERY_COLUMNS, 2.5 * rows + 0.6)
     figure.suptitle(title)
-    for number, axes in enumerate(figure.subplots(rows, GALLERY_COLUMNS, squeeze=False).flat):
+    grid = figure.subplots(rows, GALLERY_COLUMNS, squeeze=False).flatten()
+    for axes in grid:
         axes.axis("off")
-        if number < len(mistakes):
-            picture, true, predicted, probability = mistakes[number]
-            axes.imshow(thumbnail(picture))
-            axes.set_title(f"{true}\n-> {predicted} {100 * probability:.0f}%", fontsize=8)
+    for axes, (path_of_picture, true, predicted, probability) in zip(grid, mistakes):
+        axes.imshow(thumbnail(path_of_picture))
+        axes.set_title(f"{true}\n-> {predicted} {probability:.0%}", fontsize=8)
     save_figure(figure, path, notice)
-    return len(mistakes)

@@ -2,33 +2,74 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import precision_recall_curve
 
 from common import feature_extractor
 from transfer import features
-from transfer.classifiers import load_pipeline, pipeline_probabilities
-from transfer.console import BadInput, print_table, progress
+from transfer.classifiers import load_pipeline
+from transfer.console import BadInput, percent, print_notice, print_table, progress
+from transfer.explain import explain_pictures
 from transfer.files import (
     ArrayFile,
     build_or_load_array,
+    locked,
     printable,
     read_json,
     write_atomically,
     write_csv,
     write_json,
 )
+from transfer.flags import refuse_inside
 from transfer.folders import file_stamp, walk_pictures
 from transfer.images import decode_all, load_images
-from transfer.runs import dataset_of
+from transfer.runs import dataset_of, numbered_names
 from transfer.weights import load_model, weights_digest
 
-TOP_K = 5
+TOP_K = 5  # classes of each answer in the files
+SHOWN = 3  # classes of each answer on screen
 MAX_ROWS = 20  # rows of the table on screen
-MAX_NAME = 40  # letters of a file's name on screen
 UNSURE = "unsure"  # the answer of less confidence than --accept asks for
+
+
+def predict_pictures(args, run):
+    """--predict: say what the pictures are, on screen and in a folder; with --explain draw why.
+    args: test_model.py's. BadInput where there are none, or none can be read."""
+    # what is asked of which run, and where the answers go
+    refuse_inside(args.out, args.predict)
+    files = list_pictures(args.predict)
+    trained = run.metrics
+    print_notice(trained["notice"])
+    print(
+        f"{run.folder}, trained on {trained['dataset']} (val accuracy "
+        f"{percent(trained['val_accuracy'])}), classifies {len(files)} pictures:\n",
+        flush=True,
+    )
+    out = new_folder(args.out, run)
+
+    # the answers
+    classify = load_classifier(run)
+    batch_size = args.batch_size or run.config["arguments"]["batch_size"]
+    options = features.ExtractionOptions(batch_size, args.cache, args.skip_unreadable)
+    threshold = acceptance_threshold(args.accept, run, options)
+    with locked(out):
+        out.mkdir(exist_ok=True)
+        kept = out if args.cache == "none" else args.cache
+        rankings, unread = predict_files(files, classify, run, batch_size, kept)
+        print_predictions(write_predictions(out, run, rankings, unread, threshold))
+        if args.explain:
+            explain_pictures(out, run, rankings, trained["notice"])
+
+    print_notice(trained["notice"])
+    if not rankings:
+        raise BadInput(f"None of the {len(files)} pictures could be read (see above).")
+    print(f"Results: {out}/ (predictions.csv, predictions.jsonl)")
+    if not args.explain:
+        print(
+            f"Next: python test_model.py --run {run.folder} --predict {args.predict[0]} --explain"
+        )
 
 
 def list_pictures(paths):
@@ -37,117 +78,145 @@ def list_pictures(paths):
     for path in map(Path, paths):
         files += walk_pictures(path) if path.is_dir() else [path]
     if not files:
-        raise BadInput(
-            f"There is no picture in {', '.join(map(str, paths))}; name files or their folder."
-        )
+        raise BadInput(f"There is no picture in {', '.join(paths)}; name files or their folder.")
     return list(dict.fromkeys(files))
 
 
+def new_folder(named, run):
+    """The folder `named`, else RUN/predicted, predicted-2 ...: the first without predictions."""
+    places = [Path(named)] if named else numbered_names(run.folder / "predicted")
+    for place in places:
+        if not (place / "predictions.jsonl").exists():
+            return place
+    raise BadInput(f"{named} holds predictions already; name a new folder with --out.")
+
+
 def load_classifier(run):
-    """A run's function from uint8 images (b, size, size, 3) to probabilities (b, classes), its network."""
+    """A run's function from uint8 images (b, size, size, 3) to probabilities float32 (b, n).
+    BadInput where the network has changed that its pipeline was fitted on."""
     if run.is_network:
         model = load_model(run.folder)
-        return lambda images: np.asarray(model.predict_on_batch(images), "float32"), model
-    pipeline, stored = load_pipeline(run.folder / "pipeline.skops"), run.config["features"]
-    columns, classes = stored["layers"], len(run.config["labels"])
+        return lambda images: np.array(model.predict_on_batch(images), "float32")
+
+    # a pipeline, and the network whose features it takes
+    pipeline = load_pipeline(run.folder / "pipeline.skops")
+    stored = run.config["features"]
+    columns = stored["layers"]
+    names = list(columns)
     model = features.build_network(features.spec_of(stored))
-    if weights_digest(model, list(columns)) != stored["weights_sha256"]:
+    refuse_changed(run, weights_digest(model, names))
+    extractor, _ = feature_extractor(model, names)
+
+    def classify(images):
+        x = np.asarray(extractor.predict_on_batch(images), "float32")
+        x = features.select_columns(x, columns, run.metrics["layers"])
+        return pipeline.predict_proba(x).astype("float32")
+
+    return classify
+
+
+def refuse_changed(run, digest):
+    """BadInput where the weights with this digest are not those that the pipeline was fitted on."""
+    stored = run.config["features"]
+    if digest != stored["weights_sha256"]:
         raise BadInput(
             f"{stored['weights']} has changed since {run.folder} was fitted; fit it again."
         )
-    pooled, _ = feature_extractor(model, list(columns))
-
-    def classify(images):
-        x = np.asarray(pooled.predict_on_batch(images), "float32")
-        x = features.select_columns(x, columns, run.metrics["layers"])
-        return pipeline_probabilities(pipeline, x, classes)
-
-    return classify, model
 
 
-def predict_split(dataset, run, split, settings, classify=None):
-    """{file: probabilities (n_classes,)} of a run for the split of that name. settings: an ExtractionOptions.
-    classify: a network's `load_classifier`; the features of a pipeline are extracted first."""
+def predict_split(dataset, run, split, options):
+    """A run's answers for the split of that name: (its rows that could be read, as a data.Split,
+    probabilities (n, n_classes)). options: an ExtractionOptions. The features of a pipeline are
+    extracted first; BadInput where its network has changed."""
     if run.is_network:
-        given = run.image_size, settings.cache, settings.skip_unreadable
-        rows, predictions = load_images(dataset, (split,), *given).splits[split], {}
-        for start in progress(
-            range(0, len(rows.files), settings.batch_size), f"predicting {split}"
-        ):
-            part = slice(start, start + settings.batch_size)
-            predictions |= zip(rows.files[part].tolist(), classify(rows.images[part]))
-        return predictions
-    stored, pipeline = run.config["features"], load_pipeline(run.folder / "pipeline.skops")
-    source, folder = features.spec_of(stored), Path(stored["folder"])
-    if stored["dataset"]["content_key"] != dataset.content_key:  # some were added, say
-        folder = features.features_folder(source, dataset, settings.skip_unreadable)
-    features.extract_features(source, dataset, (split,), folder, settings)
-    if read_json(folder / "features.json")["weights_sha256"] != stored["weights_sha256"]:
-        raise BadInput(
-            f"{run.folder} was fitted on other features than those in {folder}; fit it again."
+        classify = load_classifier(run)
+        settings = (run.image_size, options.cache, options.skip_unreadable)
+        rows = load_images(dataset, (split,), *settings).splits[split]
+        size = options.batch_size
+        starts = progress(range(0, len(rows.files), size), f"predicting {split}")
+        return rows, np.concatenate(
+            [classify(rows.images[start : start + size]) for start in starts]
         )
+
+    # what is stored of the features is found by all that decides them
+    spec = features.spec_of(run.config["features"])
+    folder = features.features_folder(spec, dataset, options.skip_unreadable)
+    features.extract_features(spec, dataset, (split,), folder, options)
+    refuse_changed(run, read_json(folder / "features.json")["weights_sha256"])
     x, _, files = features.load_features(folder, dataset, split, run.metrics["layers"])
-    return dict(zip(files.tolist(), pipeline_probabilities(pipeline, x, len(dataset.labels))))
+    pipeline = load_pipeline(run.folder / "pipeline.skops")
+    rows = dataset.splits[split]
+    rows = rows.take(np.isin(rows.files, files))
+    return rows, pipeline.predict_proba(x).astype("float32")
 
 
-def acceptance_threshold(accept, run, settings, classify=None):
-    """The confidence from which on --accept takes the answers of a run, by those for the validation split,
-    which are kept in RUN/validation.json. None without --accept."""
+def acceptance_threshold(accept, run, options):
+    """The confidence from which on --accept takes the answers of a run, by those for the validation
+    split, which are kept in RUN/validation.json; infinite, and said so, where none suffices. None
+    without it."""
+    if accept is None:
+        return None
     path = run.folder / "validation.json"
-    if accept and not path.exists():
-        dataset = dataset_of(run)
-        found, split = predict_split(dataset, run, "val", settings, classify), dataset.splits["val"]
-        labels = dict(zip(split.files.tolist(), split.labels.tolist()))
-        right = [bool(p.argmax() == labels[file]) for file, p in found.items()]
-        write_json(path, {"confidence": [float(p.max()) for p in found.values()], "right": right})
-    return confidence_threshold(*read_json(path).values(), accept) if accept else None
+    if not path.exists():
+        rows, probabilities = predict_split(dataset_of(run), run, "val", options)
+        right = probabilities.argmax(axis=1) == rows.labels
+        confidence = probabilities.max(axis=1).tolist()
+        write_json(path, {"confidence": confidence, "right": right.tolist()})
+
+    threshold = confidence_threshold(**read_json(path), wanted=accept)
+    if threshold == np.inf:
+        print(
+            f"No confidence is right in {100 * accept:g}% of cases on validation: "
+            f"every answer is '{UNSURE}'."
+        )
+    return threshold
+
+
+def confidence_threshold(confidence, right, wanted):
+    """The lowest confidence such that of the answers with it or more a share `wanted` was right;
+    infinite where there is none. confidence: n floats. right: n bools."""
+    if not any(right):
+        return np.inf
+    # of the answers with thresholds[i] or more, ascending, a share precision[i] was right
+    precision, _, thresholds = precision_recall_curve(right, confidence)
+    enough = thresholds[precision[:-1] >= wanted]
+    return float(enough.min(initial=np.inf))
 
 
 def predict_files(files, classify, run, batch_size, folder):
-    """({file: its ranking}, {file that cannot be read: why}). What is done is kept in `folder`, so that an
-    interrupted command resumes."""
-    labels, stamps = run.config["labels"], [(str(file), *file_stamp(file)) for file in files]
-    key = f"{run.folder.absolute()} {file_stamp(run.folder / 'metrics.json')} {stamps}"
-    path = (
-        Path(folder) / f"predicted-{hashlib.sha256(printable(key).encode()).hexdigest()[:16]}.npy"
-    )
+    """({file: its ranking}, {file that cannot be read: why}). What is done is kept in `folder`, so
+    that an interrupted command resumes; files that it could not read are tried again."""
+    labels = run.config["labels"]
 
     def blocks(starts):
         for start in starts:
             images, bad = decode_all(files[start : start + batch_size], run.image_size)
-            good = np.delete(np.arange(len(images)), list(bad))
-            block = np.full((len(images), len(labels)), np.nan, "float32")
-            block[good] = classify(images[good]) if len(good) else 0
+            block = classify(images)
+            block[list(bad)] = np.nan
             yield block
 
+    # the run, and the size and time of each file, tell whether an array found there is of use
+    stamps = [(str(file), *file_stamp(file)) for file in files]
+    key = f"{run.folder.absolute()} {file_stamp(run.folder / 'metrics.json')} {stamps}"
+    digest = hashlib.sha256(printable(key).encode()).hexdigest()[:16]
+    path = Path(folder) / f"predicted-{digest}.npy"
     file = ArrayFile(path, (len(files), len(labels)), "float32", "predicting")
     probabilities = np.array(build_or_load_array(file, blocks, batch_size))
-    rows = np.flatnonzero(np.isnan(probabilities[:, 0]))
-    images, why = decode_all(
-        [files[row] for row in rows], run.image_size
-    )  # again: rights may have changed
-    good = np.delete(np.arange(len(rows)), list(why))
-    probabilities[rows[good]] = classify(images[good]) if len(good) else 0
-    unread = {files[rows[number]]: reason for number, reason in why.items()}
-    return {f: ranking(p, labels) for f, p in zip(files, probabilities) if f not in unread}, unread
 
+    # what could not be read, perhaps by an earlier command: rights may have changed since
+    unread = {}
+    for row in np.flatnonzero(np.isnan(probabilities[:, 0])):
+        images, bad = decode_all([files[row]], run.image_size)
+        if bad:
+            unread[files[row]] = bad[0]
+        else:
+            probabilities[row] = classify(images)[0]
 
-def confidence_threshold(confidence, right, wanted):
-    """The lowest confidence such that of the answers with it or more a share `wanted` was right; infinite
-    where there is none. confidence: n floats. right: n bools."""
-    confidence, right = np.array(confidence), np.array(right)
-    order = np.argsort(-confidence, kind="stable")
-    shares, confidence = np.cumsum(right[order]) / np.arange(1, len(right) + 1), confidence[order]
-    of_equals_last = np.append(np.diff(confidence) != 0, True)
-    enough = np.flatnonzero((shares >= wanted) & of_equals_last)
-    return float(confidence[enough[-1]]) if len(enough) else np.inf
-
-
-def answers_of(rankings, threshold):
-    """{file: its likeliest class, UNSURE where that is below `threshold`}; {} where that is None."""
-    if threshold is None:
-        return {}
-    return {file: r[0][0] if r[0][1] >= threshold else UNSURE for file, r in rankings.items()}
+    rankings = {}
+    for file, row in zip(files, probabilities):
+        if file not in unread:
+            rankings[file] = ranking(row, labels)
+    return rankings, unread
 
 
 def ranking(probabilities, labels):
@@ -160,50 +229,48 @@ def ranking_row(ranked):
     """A ranking as columns of a CSV file."""
     row = {}
     for rank, (label, probability) in enumerate(ranked, 1):
-        row |= {f"predicted_{rank}": label, f"probability_{rank}": f"{probability:.6f}"}
+        row[f"predicted_{rank}"] = label
+        row[f"probability_{rank}"] = f"{probability:.6f}"
     return row
 
 
-def write_predictions(out, run, rankings, unread, answers):
-    """Write predictions.csv and predictions.jsonl into the folder `out`, one row or line a file. rankings,
-    unread: as `predict_files` gives; the unread are in the .jsonl alone. answers: {file: answer} or {}."""
-    origin = {"run": str(run.folder), "dataset": run.config["dataset"]["name"]}
-    lines, rows = [], []
+def write_predictions(out, run, rankings, unread, threshold):
+    """Write predictions.csv and predictions.jsonl into the folder `out`, one row or line a file;
+    the unread are in the .jsonl alone, after all others. Returns its lines, dicts. rankings,
+    unread: as `predict_files` gives. threshold: the least confidence of an answer that is given;
+    None where all are."""
+    origin = {"run": str(run.folder), "dataset": run.metrics["dataset"]}
+    lines = []
+    rows = []
     for file, ranked in rankings.items():
-        known = {"file": str(file)} | ({"answer": answers[file]} if answers else {})
+        answer, probability = ranked[0]
+        if probability < (threshold or 0):
+            answer = UNSURE
+        known = {"file": str(file), "answer": answer}
         classes = [{"class": label, "probability": round(p, 6)} for label, p in ranked]
         lines.append({**known, "predictions": classes, **origin})
         rows.append({**known, **ranking_row(ranked), **origin})
-    lines += [{"file": str(file), "error": reason, **origin} for file, reason in unread.items()]
+    for file, reason in unread.items():
+        lines.append({"file": str(file), "error": reason, **origin})
+
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomically(out / "predictions.jsonl", content)
     if rows:
         write_csv(out / "predictions.csv", rows)
+    return lines
 
 
-def print_predictions(rankings, unread, answers):
-    """The first MAX_ROWS rankings as a table that fits the terminal, and the files that could not be read."""
-    rows, answer = [], ["answer"] * bool(answers)
-    for file, ranked in list(rankings.items())[:MAX_ROWS]:
-        name = printable(file.name)
-        name = name if len(name) <= MAX_NAME else f"...{name[3 - MAX_NAME :]}"
-        rows.append(
-            (name, *[answers[file] for _ in answer], *(f"{label} {p:.1%}" for label, p in ranked))
-        )
-    if rows:
-        widths = np.cumsum([2 + max(map(len, column)) for column in zip(*rows)])
-        fitting = max(2, int(np.sum(widths < shutil.get_terminal_size((96, 24)).columns)))
-        print_table(
-            ("picture", *answer, *range(1, TOP_K + 1))[:fitting], [row[:fitting] for row in rows]
-        )
-    lines = [f"  {file}: {reason}" for file, reason in unread.items()]
-    if len(rankings) > MAX_ROWS:
-        print(f"  ... and {len(rankings) - MAX_ROWS} more in predictions.csv")
-    if lines:
-        print(
-            f"\n{len(lines)} files could not be read and were left out:",
-            *lines[:MAX_ROWS],
-            sep="\n",
-        )
+def print_predictions(lines):
+    """The first MAX_ROWS lines of predictions.jsonl as a table: the likeliest classes of a picture,
+    or why it could not be read."""
+    table = []
+    for line in lines[:MAX_ROWS]:
+        shown = line.get("error")
+        if not shown:
+            classes = line["predictions"][:SHOWN]
+            shown = ", ".join(f"{row['class']} {row['probability']:.1%}" for row in classes)
+        table.append((printable(Path(line["file"]).name), line.get("answer", "-"), shown))
+
+    print_table(("picture", "answer", "likeliest classes"), table)
     if len(lines) > MAX_ROWS:
-        print(f"  ... and {len(lines) - MAX_ROWS} more in predictions.jsonl")
+        print("  ... predictions.jsonl has them all")

@@ -1,13 +1,14 @@
 """What trains how, on one screen: the defaults of a dataset, and the recipes of finetune.py.
 
-A flag that is not given takes the recipe's value, and what the recipe leaves open the dataset's own. The
-study states no learning rate, no batch size and no optimizer; its values here are this project's choice.
-"""
+A flag that is not given takes the recipe's value, and what the recipe leaves open the dataset's
+own. The study states no learning rate, no batch size and no optimizer; its values here are this
+project's choice."""
 
 EARLY_STOPPING_PATIENCE = 20  # epochs without a better val_loss; the study's, section "Pretraining"
 WARM_UP = 0.1  # share of a cosine schedule's updates in which the learning rate rises
 
-# MAMe's, and those of one's own pictures. A new head learns ten times as fast as what was learned before.
+# MAMe's, and those of one's own pictures. A new head learns ten times as fast as what was learned
+# before.
 DEFAULTS = {
     "name": "mame",
     "notice": None,

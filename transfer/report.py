@@ -1,263 +1,344 @@
-"""The report on finished runs: beside the study's rows, on the test split, and against each other."""
+"""The report on runs: beside the study's rows, on the test split, and against each other."""
 
-from typing import NamedTuple
+from operator import itemgetter
+from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn import metrics
 
-from transfer.console import percent, print_table
-from transfer.files import read_csv, write_csv, write_json
+from transfer import predict
+from transfer.console import BadInput, percent, print_notice, print_table
+from transfer.explain import explain_test
+from transfer.features import ExtractionOptions
+from transfer.files import locked, read_csv, write_csv, write_json
 from transfer.plots import plot_confusion
-from transfer.predict import TOP_K, ranking, ranking_row
-from transfer.runs import describe_dataset
-from transfer.study import TEST_F1, TEST_FIGURES, VAL_ACCURACY, fine_tuning_rows, forest_rows
+from transfer.runs import dataset_of, describe_dataset, read_run
+from transfer.stats import mcnemar, span, wilson
+from transfer.study import (
+    FIGURES,
+    TEST_F1,
+    TEST_FIGURES,
+    VAL_ACCURACY,
+    fine_tuning_rows,
+    forest_rows,
+)
 from transfer.weights import is_published_vgg16
 
-UNEQUAL = 3  # times as many images in the largest class as in the smallest
+AVERAGES = ("macro avg", "weighted avg")  # as scikit-learn calls them
+FORMATS = {  # of figures on screen; others are shown as they are
+    "loss": "{:.4f}",
+    "accuracy": "{:.2%}",
+    "val_loss": "{:.4f}",
+    "val_accuracy": "{:.2%}",
+    "precision": "{:.2f}",
+    "recall": "{:.2f}",
+    "f1-score": "{:.2f}",
+    "support": "{:.0f}",
+    "p": "{:.3g}",
+}
 
 
-def wilson(accuracy, count):
-    """95% interval (low, high) of an accuracy, a fraction, on so many images (Wilson 1927)."""
-    if not count:
-        return 0.0, 1.0
-    interval = binomtest(round(accuracy * count), int(count)).proportion_ci(0.95, "wilson")
-    return float(interval.low), float(interval.high)
-
-
-def mcnemar(right, other_right):
-    """Whether two classifiers differ on the same images, by the exact test of McNemar (1947). right,
-    other_right: bool (n,). Returns (images that the first alone has right, the second alone, p)."""
-    first, second = int(np.sum(right & ~other_right)), int(np.sum(~right & other_right))
-    return first, second, float(binomtest(first, first + second).pvalue) if first + second else 1.0
-
-
-def span(interval):
-    """An interval of fractions as it is printed, in percent."""
-    return " to ".join(f"{100 * end:.1f}" for end in interval)
+def print_figures(rows, keys):
+    """The values that `keys` name of each of `rows`, dicts of figures, as a table."""
+    table = [[FORMATS.get(key, "{}").format(row[key]) for key in keys] for row in rows]
+    print_table([key.replace("_", " ") for key in keys], table)
 
 
 def study_rows(run):
-    """The study's rows that a run reruns: [(row's name, the study's percent, our fraction)]. A row of
-    fine-tuning is the result of its last stage, so our figure beside it is that stage's."""
-    if run.config["script"] == "finetune.py":
-        stages, rows = run.metrics["stages"], fine_tuning_rows(run.config["arguments"])
-        return [
-            (row["row"], row["figures"][3], stages[last - 1]["val_accuracy"]) for last, row in rows
-        ]
-    original, forests = (
-        is_published_vgg16(run.config["features"]["weights"]),
-        run.metrics.get("classifiers", []),
-    )
-    pairs = [(row, forest) for forest in forests for row in forest_rows(original, forest)]
-    return [(row["row"], row["val_accuracy"], forest["val_accuracy"]) for row, forest in pairs]
+    """The study's rows that a run reruns: {row's name: our val_accuracy}. A row of fine-tuning is
+    the result of its last stage, so our figure beside it is that stage's."""
+    found = run.metrics
+    ours = {}
+    if not run.is_network:
+        original = is_published_vgg16(run.config["features"]["weights"])
+        for classifier in found["classifiers"]:
+            for row in forest_rows(original, classifier):
+                ours[row["row"]] = classifier["val_accuracy"]
+    elif run.config["script"] == "finetune.py":
+        for last, row in fine_tuning_rows(run.config["arguments"]):
+            ours[row["row"]] = found["stages"][last - 1]["val_accuracy"]
+    return ours
+
+
+def print_study_rows(ours, name):
+    """Rows of the study beside our figures {row's name: fraction or None} on the dataset `name`."""
+    rows = [(row, f"{VAL_ACCURACY[row]:.2f}%", percent(figure)) for row, figure in ours.items()]
+    print_table(("row", "study, MAMe", f"ours, {name}"), rows)
+
+
+def print_run(run):
+    """The figures of a finished Run, stage by stage or setting by setting, under its dataset's
+    notice; then the study's rows that it reruns, unless it was trained on one's own pictures."""
+    found = run.metrics
+    print()
+    print_notice(found["notice"])
+    if run.is_network:
+        print_figures(found["stages"], ("trained", "stage", "epoch", *FIGURES))
+        print(f"model.keras holds epoch {found['best_epoch']} (stage {found['best_stage']}).")
+    else:
+        print_figures(found["classifiers"], found["classifiers"][0])
+
+    ours = study_rows(run)
+    if ours and (run.dataset_root / "data_256").is_dir():  # MAMe's layout
+        print("\nAccuracy on the validation split, beside the study's")
+        print_study_rows(ours, found["dataset"])
 
 
 def print_runs(runs, dataset):
-    """All finished runs, then every row of the study with our figure on this dataset."""
-    rows, ours, cell = [], {}, dataset.study_cell
+    """All finished runs; then every row of the study beside our best figure on this dataset."""
+    rows = []
+    best = dict.fromkeys(VAL_ACCURACY)
     for run in runs:
-        of_study, about = study_rows(run), run.config["dataset"]
-        study = " / ".join(f"{percentage:.2f}%" for _, percentage, _ in of_study) or "-"
-        interval = span(wilson(run.metrics["val_accuracy"], about["images"]["val"]))
-        figures = (percent(run.metrics["accuracy"]), percent(run.metrics["val_accuracy"]), interval)
-        rows.append((run.folder, about["name"], *figures, *cell(study)))
-        for row, _, figure in of_study if run.fingerprint == dataset.fingerprint else ():
-            ours[row] = max(ours.get(row, 0), figure)
+        images = run.config["dataset"]["images"]["val"]
+        interval = span(wilson(run.metrics["val_accuracy"], images))
+        rows.append({"run": run.folder, **run.metrics, "95% interval": interval})
+        if run.fingerprint == dataset.fingerprint:
+            for row, figure in study_rows(run).items():
+                best[row] = max(best[row] or 0, figure)
+
     if runs:
         print("Runs")
-        header = (
-            "run",
-            "dataset",
-            "accuracy",
-            "val accuracy",
-            "95% interval",
-            *cell("study, MAMe"),
-        )
-        print_table(header, rows)
+        print_figures(rows, ("run", "dataset", "accuracy", "val_accuracy", "95% interval"))
     if not dataset.in_folders:
-        print("\nThe study's rows")
-        absent = "not measured here" if dataset.notice is None else "not run"
-        known = {row: percent(value) for row, value in ours.items()}
-        rows = [
-            (row, f"{value:.2f}%", known.get(row, absent)) for row, value in VAL_ACCURACY.items()
-        ]
-        print_table(("row", "study, MAMe", f"ours, {dataset.name}"), rows)
-    print(flush=True)
+        print("\nThe study's rows ('-': not run)")
+        print_study_rows(best, dataset.name)
+    print()
 
 
-class TestResult(NamedTuple):
-    """What came of a test, rows in the order of the metadata."""
+def figures_of_test(labels, rows, probabilities, threshold=None):
+    """The figures of a test, in the order of metrics.json. labels: names of the classes. rows: a
+    data.Split. probabilities: (n, n_classes). threshold: the least confidence of an answer that is
+    given; None where all are."""
+    true = rows.labels
+    predicted = probabilities.argmax(axis=1)
+    right = predicted == true
+    numbers = range(len(labels))
 
-    figures: dict  # for metrics.json
-    files: list
-    true: np.ndarray  # (n,) int64
-    probabilities: np.ndarray  # (n, classes)
-    museums: np.ndarray  # (n,) str
+    # of each class and each museum
+    report = metrics.classification_report(
+        true, predicted, labels=numbers, target_names=labels, output_dict=True, zero_division=0
+    )
+    classes = {label: report[label] for label in labels}
+    museums = {}
+    for museum in np.unique(rows.museums[rows.museums != ""]).tolist():
+        here = right[rows.museums == museum]
+        museums[museum] = {"accuracy": float(here.mean()), "support": len(here)}
 
+    def intervals(groups, key):
+        return {name: wilson(row[key], row["support"]) for name, row in groups.items()}
 
-def evaluate(dataset, predictions, threshold=None):
-    """The test split as a TestResult, from {file: probabilities}. True classes and museums come from the
-    metadata by file name, never by order. threshold: the least confidence of an answer that is given."""
-    split = dataset.splits["test"]
-    place = {file: row for row, file in enumerate(split.files.tolist())}
-    files = [file for file in place if file in predictions]
-    rows = [place[file] for file in files]
-    true, museums = split.labels[rows], split.museums[rows]
-    probabilities = np.stack([predictions[file] for file in files])
-    predicted, classes = probabilities.argmax(axis=1), range(len(dataset.labels))
-    settings = {
-        "labels": classes,
-        "target_names": dataset.labels,
-        "output_dict": True,
-        "zero_division": 0,
+    return {
+        "images": len(right),
+        "accuracy": float(right.mean()),
+        "balanced_accuracy": metrics.balanced_accuracy_score(true, predicted),
+        **{name: report[name] for name in AVERAGES},
+        "classes": classes,
+        "museums": museums,
+        "confusion_matrix": metrics.confusion_matrix(true, predicted, labels=numbers).tolist(),
+        **accepted(right, probabilities.max(axis=1), threshold),
+        "intervals": {  # 95%
+            "accuracy": wilson(right.mean(), len(right)),
+            "classes recall": intervals(classes, "recall"),
+            "museums": intervals(museums, "accuracy"),
+        },
     }
-    report = metrics.classification_report(true, predicted, **settings)
-    top, by_museum, k = {}, {}, min(TOP_K, len(classes) - 1)
-    if k > 1:  # of two classes every answer is among the first two
-        top[f"top_{k}_accuracy"] = metrics.top_k_accuracy_score(
-            true, probabilities, k=k, labels=classes
-        )
-    for museum in np.unique(museums[museums != ""]):
-        right = (predicted == true)[museums == museum]
-        by_museum[str(museum)] = {"accuracy": float(right.mean()), "support": len(right)}
-    figures = {"images": len(files), "accuracy": metrics.accuracy_score(true, predicted)}
-    figures |= {"balanced_accuracy": metrics.balanced_accuracy_score(true, predicted), **top}
-    figures |= {key: report[key] for key in ("macro avg", "weighted avg")}
-    figures |= {"classes": {label: report[label] for label in dataset.labels}, "museums": by_museum}
-    figures["confusion_matrix"] = metrics.confusion_matrix(true, predicted, labels=classes).tolist()
-    if threshold is not None:
-        given = probabilities.max(axis=1) >= threshold
-        right = float(np.mean((predicted == true)[given])) if given.any() else None
-        figures["accept"] = {
-            "confidence": threshold,
+
+
+def accepted(right, confidence, threshold):
+    """What --accept gives, for metrics.json: the share of answers of the confidence `threshold` or
+    more, and how many of them are right. right, confidence: (n,). {} where `threshold` is None."""
+    if threshold is None:
+        return {}
+    given = confidence >= threshold
+    return {
+        "accept": {
+            "confidence": threshold if np.isfinite(threshold) else None,
             "answered": float(given.mean()),
-            "right": right,
+            "right": float(right[given].mean()) if given.any() else None,
         }
-    keys = [key for key in figures if key == "accuracy" or key.startswith("top_")]
-    intervals = {key: wilson(figures[key], figures["images"]) for key in keys}  # 95%
-    for name, rows, key in (
-        ("classes recall", "classes", "recall"),
-        ("museums", "museums", "accuracy"),
-    ):
-        intervals[name] = {k: wilson(row[key], row["support"]) for k, row in figures[rows].items()}
-    figures["intervals"] = intervals
-    return TestResult(figures, files, true, probabilities, museums)
+    }
 
 
 def print_report(figures, dataset):
-    """Per class, per museum, and the averages, with 95% intervals of accuracies, beside the study's."""
-    keys, study, interval = (
-        ("precision", "recall", "f1-score"),
-        dataset.study_cell,
-        figures["intervals"],
-    )
-    known = TEST_F1 if len(dataset.labels) == len(TEST_F1) else ["-"] * len(dataset.labels)
-    averages = {key: TEST_FIGURES[key]["f1-score"] for key in ("macro avg", "weighted avg")}
-    known = dict(zip(dataset.labels, known)) | averages
-    rows = []
-    for name, figure in known.items():
-        row = figures["classes"].get(name) or figures[name]
-        recall = span(interval["classes recall"][name]) if name in figures["classes"] else "-"
-        cells = (*(f"{row[key]:.2f}" for key in keys), recall, f"{row['support']:.0f}")
-        rows.append((name, *cells, *study(figure if figure == "-" else f"{figure:.2f}")))
-    header = ("class" if dataset.in_folders else "medium", *keys, "recall's 95%", "support")
-    print_table((*header, *study("study's f1, MAMe")), rows)
+    """Per class, per museum, and over all images, with 95% intervals, beside the study's."""
+    print_classes(figures, dataset)
     print()
+    print_accuracies(figures, dataset)
+
+
+def print_classes(figures, dataset):
+    """A row for each class and each average."""
+    study = {name: TEST_FIGURES[name]["f1-score"] for name in AVERAGES}
+    if len(dataset.labels) == len(TEST_F1):
+        study |= dict(zip(dataset.labels, TEST_F1))
+
+    first = "class" if dataset.in_folders else "medium"
+    recalls = figures["intervals"]["classes recall"]
+    rows = []
+    for name, row in (figures["classes"] | {name: figures[name] for name in AVERAGES}).items():
+        row = {first: name, **row, "recall's 95%": span(recalls.get(name))}
+        if not dataset.in_folders:
+            row["study's f1, MAMe"] = study.get(name, "-")
+        rows.append(row)
+    print_figures(rows, rows[0])
+
+
+def print_accuracies(figures, dataset):
+    """A row for each museum; then balanced accuracy, which the largest classes alone do not decide,
+    accuracy, and what --accept gives."""
+    intervals = figures["intervals"]
     rows = []
     for museum, row in figures["museums"].items():
-        ours = percent(row["accuracy"]), span(interval["museums"][museum])
-        rows.append((f"museum: {museum}", *ours, *study("-"), row["support"]))
-    supports = [row["support"] for row in figures["classes"].values()]
-    accuracies = [key for key in figures if key.endswith("accuracy")]
-    if max(supports) > UNEQUAL * min(
-        supports
-    ):  # the largest classes alone would decide the accuracy
-        accuracies.sort(key=lambda key: key != "balanced_accuracy")
-    for key in accuracies:
-        name, of_study = key.replace("top_", "top-").replace("_", " "), "-"
-        if key == "accuracy":
-            of_study = percent(TEST_FIGURES[key])
-        ours = percent(figures[key]), span(interval[key]) if key in interval else "-"
-        rows.append((name, *ours, *study(of_study), figures["images"]))
-    print_table(("", "ours", "95% interval", *study("study, MAMe"), "images"), rows)
+        interval = span(intervals["museums"][museum])
+        rows.append((f"museum: {museum}", percent(row["accuracy"]), interval, row["support"]))
+
+    images = figures["images"]
+    rows.append(("balanced accuracy", percent(figures["balanced_accuracy"]), "-", images))
+    rows.append(("accuracy", percent(figures["accuracy"]), span(intervals["accuracy"]), images))
     if "accept" in figures:
-        given = figures["accept"]
-        print(
-            f"\nAnswers whose confidence is {given['confidence']:.3f} or more are given: that is to"
-        )
-        print(
-            f"{percent(given['answered'])} of the images; {percent(given['right'])} of them are right."
-        )
+        found = figures["accept"]
+        name = f"of the {percent(found['answered'])} answered with --accept"
+        rows.append((name, percent(found["right"]), "-", "-"))
+    print_table(("", "ours", "95% interval", "images"), rows)
+    if not dataset.in_folders:
+        print(f"  (the study's accuracy on MAMe: {percent(TEST_FIGURES['accuracy'])})")
 
 
-def write_report(out, run, dataset, tested, skipped):
-    """Write metrics.json, predictions.csv and confusion_matrix.png of a TestResult into the folder `out`."""
-    rows = []
-    for file, museum, true, row in zip(
-        tested.files, tested.museums, tested.true, tested.probabilities
-    ):
-        known = {"file": file, "museum": museum, "true": dataset.labels[true]}
-        ranked = ranking_row(ranking(row, dataset.labels))
-        rows.append({**known, **ranked, "dataset": dataset.name})
-    write_csv(out / "predictions.csv", rows)
-    figures = tested.figures
-    title = f"{run.folder.name}, test: {percent(figures['accuracy'])} of {figures['images']} images"
+def write_report(folder, name, dataset, rows, probabilities, figures):
+    """Write metrics.json, predictions.csv and confusion_matrix.png of what the run `name` answers
+    into `folder`. rows: a data.Split of the dataset. probabilities: (n, n_classes). figures: those
+    of `figures_of_test`, and whatever else metrics.json is to hold."""
+    lines = []
+    for file, museum, label, row in zip(rows.files, rows.museums, rows.labels, probabilities):
+        line = {
+            "file": file,
+            "museum": museum,
+            "true": dataset.labels[label],
+            **predict.ranking_row(predict.ranking(row, dataset.labels)),
+            "dataset": dataset.name,
+        }
+        lines.append(line)
+    write_csv(folder / "predictions.csv", lines)
+
+    title = f"{name}, test: {percent(figures['accuracy'])} of {figures['images']} images"
     counts = np.array(figures["confusion_matrix"])
-    plot_confusion(counts, dataset.labels, out / "confusion_matrix.png", title, dataset.notice)
-    origin = {
-        "run": run.folder.name,
-        "dataset": describe_dataset(dataset),
-        "skipped_images": skipped,
+    plot_confusion(counts, dataset.labels, folder / "confusion_matrix.png", title, dataset.notice)
+
+    content = {"run": name, "dataset": describe_dataset(dataset), **figures}
+    write_json(folder / "metrics.json", content)
+
+
+def report_folder(dataset, run):
+    """Where the test of a run on this dataset is recorded where nothing else is asked for."""
+    if run.fingerprint == dataset.fingerprint:
+        return run.folder / "test"
+    return run.folder / f"test-{dataset.fingerprint[:8]}"
+
+
+def evaluate_run(args, dataset, run, out):
+    """Test a run and write its report into the folder `out`, with --explain also why it is wrong
+    where it is; returns the figures. args: test_model.py's. BadInput where it was trained on other
+    classes."""
+    if run.config["labels"] != dataset.labels:
+        raise BadInput(
+            f"{run.folder} was trained on other classes than {dataset.root}; name its own dataset "
+            "with --data."
+        )
+
+    # the answers, and which of them --accept takes
+    asked = dataset.splits["test"].files
+    print(f"Testing {run.folder} on {len(asked)} images of the test split", flush=True)
+    batch_size = args.batch_size or dataset.defaults["batch_size"]
+    options = ExtractionOptions(batch_size, args.cache, args.skip_unreadable)
+    rows, probabilities = predict.predict_split(dataset, run, "test", options)
+    threshold = predict.acceptance_threshold(args.accept, run, options)
+
+    figures = {
+        "skipped_images": np.setdiff1d(asked, rows.files).tolist(),
+        **figures_of_test(dataset.labels, rows, probabilities, threshold),
     }
-    write_json(out / "metrics.json", {**origin, **figures})
+    with locked(out):
+        out.mkdir(exist_ok=True)
+        write_report(out, run.folder.name, dataset, rows, probabilities, figures)
+        if args.explain:
+            rankings = [predict.ranking(row, dataset.labels) for row in probabilities]
+            explain_test(out, run, dataset, rows, rankings)
+    return figures
 
 
-def read_answers(path):
-    """{file: (true class, whether it was told right)} of a predictions.csv."""
-    rows = read_csv(path, "test the run again")
-    places = [rows[0].index(name) for name in ("file", "true", "predicted_1")]
-    return {row[places[0]]: (row[places[1]], row[places[1]] == row[places[2]]) for row in rows[1:]}
+def compare_runs(args, dataset):
+    """Say whether the two runs of --compare differ on the test split of `dataset`, None for their
+    own, and on which classes. Those not tested yet are tested first. args: test_model.py's."""
+    first, second = [read_run(folder) for folder in args.compare]
+    if first.fingerprint != second.fingerprint:
+        raise BadInput(
+            f"{first.folder} and {second.folder} are of two datasets; name two runs on one."
+        )
+    dataset = dataset or dataset_of(first, args.seed)
+    print_notice(dataset.notice)
+    answers = [answers_on_test(args, dataset, run) for run in (first, second)]
+    accuracies, rows = compare_answers(*answers, dataset.labels)
+
+    # on disk and on screen
+    out = Path(args.out or report_folder(dataset, first))
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"compared-with-{second.folder.name}.csv"
+    write_csv(path, [{**row, "dataset": dataset.name} for row in rows])
+    print_comparison(args.compare, accuracies, rows)
+    print(f"\nResults: {path}")
+    print(f"Next: python test_model.py --run {first.folder} --explain")
+
+
+def answers_on_test(args, dataset, run):
+    """{file: (true class, whether it was told right)} of a run's test, which is made first where it
+    was not yet."""
+    path = report_folder(dataset, run) / "predictions.csv"
+    if not path.exists():
+        evaluate_run(args, dataset, run, path.parent)
+    _, *rows = read_csv(path, "test the run again")
+    return {file: (true, true == predicted) for file, _, true, predicted, *_ in rows}
 
 
 def compare_answers(first, second, labels):
-    """How two classifiers differ on the images that both were tested on. first, second: `read_answers`.
-    Returns (the accuracy of each, rows): for all images and for each class how many each alone has right,
-    and p: exact McNemar, that of a class multiplied by the number of classes (Bonferroni)."""
+    """How two classifiers, A and B, differ on the images that both were tested on. first, second:
+    of `answers_on_test`. Returns (the accuracy of each, rows): for all images and for each class
+    how many each alone has right, and p: exact McNemar, for a class times their number
+    (Bonferroni)."""
     files = [file for file in first if file in second]
-    true = np.array([first[file][0] for file in files])
-    right, other = (
-        np.array([answers[file][1] for file in files], bool) for answers in (first, second)
-    )
-    rows = []
-    for name, here in [
-        ("all", np.ones(len(files), bool)),
-        *((label, true == label) for label in labels),
-    ]:
-        one, two, p = mcnemar(right[here], other[here])
-        p = p if name == "all" else min(1.0, p * len(labels))
-        row = {
-            "class": name,
-            "images": int(here.sum()),
-            "first_alone": one,
-            "second_alone": two,
-            "p": p,
-        }
-        rows.append(row)
-    return (float(right.mean()), float(other.mean())), rows
+    pairs = [(first[file][1], second[file][1]) for file in files]
+
+    rows = [difference("all", pairs, 1)]
+    for label in labels:
+        here = [pair for file, pair in zip(files, pairs) if first[file][0] == label]
+        rows.append(difference(label, here, len(labels)))
+    return np.mean(pairs, axis=0), rows
 
 
-def print_comparison(names, accuracies, rows):
-    """What `compare_answers` found, the classes that differ most first."""
+def difference(label, pairs, tests):
+    """A row of `compare_answers`. pairs: [(whether A is right, whether B is)]. tests: how many p's
+    are looked at."""
+    only_a = pairs.count((True, False))
+    only_b = pairs.count((False, True))
+    return {
+        "class": label,
+        "images": len(pairs),
+        "only_A_right": only_a,
+        "only_B_right": only_b,
+        "p": min(1.0, mcnemar(only_a, only_b) * tests),
+    }
+
+
+def print_comparison(folders, accuracies, rows):
+    """What `compare_answers` found of the runs in two folders, the surest difference first."""
     total, *classes = rows
-    for name, accuracy in zip(names, accuracies):
-        interval = span(wilson(accuracy, total["images"]))
-        print(f"  {name}: {percent(accuracy)} ({interval}) of {total['images']} images")
-    classes.sort(key=lambda row: (row["p"], -abs(row["first_alone"] - row["second_alone"])))
-    rows = [(*list(row.values())[:-1], f"{row['p']:.3g}") for row in [total, *classes]]
-    print_table(("right", "images", "the first alone", "the second alone", "p"), rows)
+    for letter, folder, accuracy in zip("AB", folders, accuracies):
+        print(f"  {letter} = {folder}: {percent(accuracy)} of {total['images']} images")
+
+    classes.sort(key=itemgetter("p"))
+    print_figures([total, *classes], total)
+
     print("(p: exact McNemar test; that of a class is multiplied by the number of classes)")
     if total["p"] < 0.05:
-        print(f"They differ: {names[int(total['first_alone'] < total['second_alone'])]} is better.")
+        print(f"They differ: {folders[np.argmax(accuracies)]} is better.")
     else:
         print("No difference is seen (p is 0.05 or more).")

@@ -1,5 +1,6 @@
-"""The constants and figures of the study "transfer learning on MAMe with VGG16", each once: accuracies are
-percentages of MAMe's validation split unless a name says test. Nothing here is measured by this project."""
+"""The constants and figures of the study "transfer learning on MAMe with VGG16", each once:
+accuracies are percentages of MAMe's validation split unless a name says test. Nothing here is
+measured by this project."""
 
 from operator import itemgetter
 
@@ -143,28 +144,34 @@ def rows_of(table, **settings):
 
 
 def plan_trainings(unfreeze, augment, final_augment):
-    """The trainings of a strategy, in order: (what trains, its blocks of convolutions, augmented?)."""
+    """The trainings of a strategy, in order: [(what trains, its blocks of convolutions,
+    augmented?)]."""
     trainings = [(name, blocks, augment) for name, blocks in UNFREEZE[unfreeze]]
-    name, blocks, _ = trainings[-1]
-    return trainings + [(f"{name}, augmented", blocks, True)] * final_augment
+    if final_augment:
+        name, blocks, _ = trainings[-1]
+        trainings.append((f"{name}, augmented", blocks, True))
+    return trainings
 
 
 def fine_tuning_rows(arguments):
-    """The study's rows that a run of finetune.py with these arguments (a dict) reruns: [(the number of the
-    stage that ends it, row of study.FINE_TUNING_ROWS)]: its own, and those of strategies it begins with."""
-    settings = itemgetter("unfreeze", "augment", "final_augment")
-    plan, rows = (
-        plan_trainings(*settings(arguments)),
-        rows_of(FINE_TUNING_ROWS, head=arguments["head"]),
-    )
-    parts = [
-        (plan_trainings(*settings(row)), row) for row in rows if arguments["schedule"] == "constant"
-    ]
-    return [(len(part), row) for part, row in parts if plan[: len(part)] == part]
+    """The study's rows that a run of finetune.py with these arguments (a dict) reruns: [(the number
+    of the stage that ends it, row of FINE_TUNING_ROWS)]: its own, and those of strategies it begins
+    with."""
+    if arguments["schedule"] != "constant":
+        return []
+    strategy = itemgetter("unfreeze", "augment", "final_augment")
+    ours = plan_trainings(*strategy(arguments))
+    found = []
+    for row in rows_of(FINE_TUNING_ROWS, head=arguments["head"]):
+        studys = plan_trainings(*strategy(row))
+        if ours[: len(studys)] == studys:
+            found.append((len(studys), row))
+    return found
 
 
 def forest_rows(original, row):
-    """The rows of FOREST_ROWS that a classifier with this row of metrics reruns, on VGG16 or a run's."""
+    """The rows of FOREST_ROWS that a classifier with this row of metrics reruns, on VGG16 or a
+    run's."""
     if "n_estimators" not in row:  # a linear classifier
         return []
     settings = {"layers": row["layers"], "discretize": row["discretize"]}

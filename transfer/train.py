@@ -1,40 +1,30 @@
-"""Training in stages, and what an interrupted training resumes from."""
+"""Training stage by stage, each stage by Keras' own fit."""
 
 import os
 import shutil
 import sys
-import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
-import keras
 import numpy as np
 
 import common
 from transfer.activations import cache_activations
-from transfer.console import percent, print_notice, print_table
-from transfer.devices import accelerators, current_share
-from transfer.files import read_json, sync, write_csv, write_json
+from transfer.backend import keras
+from transfer.checkpoint import Checkpoint
+from transfer.devices import current_share
+from transfer.files import sync, write_csv, write_json
 from transfer.plots import plot_curves
 from transfer.recipes import WARM_UP
 from transfer.study import AUGMENTATION, FIGURES, plan_trainings
-from transfer.weights import all_layers, random_state, set_random_state, weights_digest
+from transfer.weights import weights_digest
 
-LARGE_MODEL = (
-    2_000_000  # weights from which an epoch takes seconds, and XLA is worth compiling a head for
-)
-STEPS_PER_EXECUTION = (
-    50  # that TensorFlow trains on a GPU between two looks at the loss: about a second
-)
-RESUME_FOLDER = "resume"  # in a run's folder
-MAX_CHECKPOINT_SHARE = (
-    0.05  # share of a training's time that may go into writing what it resumes from
-)
+LARGE_MODEL = 2_000_000  # weights from which an epoch takes seconds, and a head is worth compiling
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of a strategy: all that decides it beside the data and the weights at its start."""
+    """One training of a strategy: all that decides it beside the data and the weights at its
+    start."""
 
     name: str  # as the study calls what trains
     blocks: tuple  # of convolutions that train beside the head
@@ -49,239 +39,207 @@ class Stage:
 
 def plan_stages(args):
     """The stages of finetune.py's flags."""
-    frozen = {"learning_rate": args.learning_rate, "epochs": args.epochs}
-    unfrozen = {"learning_rate": args.fine_tune_learning_rate, "epochs": args.fine_tune_epochs}
-    keys = ("batch_size", "seed", "schedule", "balanced")
-    shared = {key: getattr(args, key) for key in keys}
-    return [
-        Stage(name, blocks, augment=augment, **(unfrozen if blocks else frozen), **shared)
-        for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment)
-    ]
-
-
-def new_optimizer(stage, updates_per_epoch):
-    """A new Keras optimizer for a Stage. schedule "cosine" rises linearly from 0 over WARM_UP of the updates
-    and falls to 0 along half a cosine (Loshchilov and Hutter 2017)."""
-    settings = {"learning_rate": stage.learning_rate}
-    if stage.schedule == "cosine":
-        updates, schedules = max(1, updates_per_epoch * stage.epochs), keras.optimizers.schedules
-        warm_up = round(WARM_UP * updates)
-        start, target = (0.0, stage.learning_rate) if warm_up else (stage.learning_rate, None)
-        rise = {"warmup_target": target, "warmup_steps": warm_up}
-        settings["learning_rate"] = schedules.CosineDecay(start, max(1, updates - warm_up), **rise)
-    return keras.optimizers.Adam(**settings)
+    stages = []
+    for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment):
+        stage = Stage(
+            name=name,
+            blocks=blocks,
+            learning_rate=args.fine_tune_learning_rate if blocks else args.learning_rate,
+            epochs=args.fine_tune_epochs if blocks else args.epochs,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            augment=augment,
+            schedule=args.schedule,
+            balanced=args.balanced,
+        )
+        stages.append(stage)
+    return stages
 
 
 def train_stages(model, stages, dataset, cache, run):
-    """Train `model` stage by stage, each from the best weights of the one before. dataset: with the images of
-    train and val. cache: folder for activations, or "none". Writes to the folder `run` history.csv after
-    every epoch, curves.png after every stage, and model.keras after a stage that has the run's best
-    val_accuracy. An interrupted `run` resumes after its last epoch. Returns the rows of history.csv."""
-    resume = Checkpoint.read(run)
-    resume.load(model, model, resume.start)
-    if resume.history:
-        print(f"Resuming after {len(resume.history)} finished epochs.", flush=True)
-    for stage in stages[resume.stage - 1 :]:
-        print(f"Stage {resume.stage} of {len(stages)}: {stage.name}", flush=True)
-        train_stage(model, stage, dataset, cache, resume)
-        if best_epoch(resume.history)["stage"] == resume.stage:
-            part = run / "part.keras"
-            model.save(part)
-            sync(part)
-            os.replace(part, run / "model.keras")
-        write_csv(run / "history.csv", resume.history)
-        plot_curves(resume.history, run / "curves.png", run.name, dataset.notice)
-        resume.end_stage(model)
-    return resume.history
+    """Train `model` stage by stage, each from the best weights of the one before. dataset: with the
+    images of train and val. cache: folder for activations, or "none". Writes to the folder `run`
+    history.csv after every epoch, curves.png after every stage, and model.keras after a stage that
+    has the run's best val_accuracy. An interrupted `run` resumes after its last written epoch.
+    Returns the rows of history.csv."""
+    checkpoint = Checkpoint.read(run)
+    checkpoint.load_start(model)
+    if checkpoint.history:
+        print(f"Resuming after {len(checkpoint.history)} finished epochs.", flush=True)
+    for stage in stages[checkpoint.stage - 1 :]:
+        print(f"Stage {checkpoint.stage} of {len(stages)}: {stage.name}", flush=True)
+        train_stage(model, stage, dataset, cache, checkpoint)
+        if best_epoch(checkpoint.history)["stage"] == checkpoint.stage:
+            save_model(model, run / "model.keras")
+        write_csv(run / "history.csv", checkpoint.history)
+        plot_curves(checkpoint.history, run / "curves.png", run.name, dataset.notice)
+        checkpoint.end_stage(model)
+    write_metrics(run, dataset, checkpoint.history)  # says that the run is finished
+    shutil.rmtree(checkpoint.folder)
+    return checkpoint.history
 
 
-def train_stage(model, stage, dataset, cache, resume):
-    """One Stage: set what trains, compile with a new optimizer, fit, restore the best val_accuracy's
-    weights. resume: where every epoch is remembered; it may have epochs of this stage behind it."""
+def train_stage(model, stage, dataset, cache, checkpoint):
+    """One Stage: set what trains, compile with a new optimizer, fit, and restore the weights of the
+    best val_accuracy. checkpoint: where every epoch is remembered; it may have some of this
+    stage."""
+    # what trains, and on what
     common.set_trainable(model, stage.blocks)
-    trained, inputs = trained_part(model, stage, dataset, cache, resume)
+    trained, inputs = trained_part(model, stage, dataset, cache)
     train, val = stage_batches(stage, trained, inputs, dataset)
-    train.epoch, share, done = len(resume.history), train.share, resume.rows()
-    momentum = 0.99  # Keras' own; it keeps most of the first averages, 0 and 1, in ten epochs of 100 images
-    if stage.schedule == "cosine":  # of known length: 2% at most are left at its end
-        momentum = min(momentum, 0.02 ** (1 / (len(train) * stage.epochs)))
-    set_normalisation(model, momentum, share.whole_batches and share.replicas > 1)
-    compile_stage(trained, stage, len(train), share)
-    resume.load(model, trained, resume.last)
-    stopping, checkpoint = common.training_callbacks(done, resume.read_best())
-    if len(done) < stage.epochs and not resume.stopped:
-        about = {"dataset": dataset.name, "trained": stage.name, "augmented": stage.augment}
-        about["learning_rate"], in_a_terminal = stage.learning_rate, sys.stdout.isatty()
+    train.epoch = len(checkpoint.history)  # shuffling goes on where the history ends
+    set_normalisation(model, normalisation_momentum(stage, len(train)))
+    compile_stage(trained, stage, len(train), train.share)
 
-        def end_epoch(epoch, logs):
-            row = about | {key: float(logs[key]) for key in FIGURES}
-            resume.end_epoch(model, trained, row, checkpoint.weights)
+    # where an interrupted stage goes on
+    done = checkpoint.stage_rows()
+    checkpoint.load_last(trained)
+    stopping, best = common.training_callbacks(done, checkpoint.read_best())
+    if len(done) < stage.epochs and not checkpoint.stopped:
+        callbacks = [stopping, best, RecordEpochs(checkpoint, stage, dataset, best)]
+        in_a_terminal = sys.stdout.isatty()
+        if not in_a_terminal:
+            callbacks.append(common.ProgressLines(train))
+        trained.fit(
+            train,
+            validation_data=val,
+            initial_epoch=len(done),
+            epochs=stage.epochs,
+            callbacks=callbacks,
+            shuffle=False,  # `Batches` shuffles by seed and epoch; Keras would on top
+            verbose=1 if in_a_terminal else 2,
+        )
 
-        callbacks = [stopping, checkpoint, keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)]
-        callbacks += [] if in_a_terminal else [common.ProgressLines(train)]
-        settings = {
-            "verbose": 1 if in_a_terminal else 2,
-            "initial_epoch": len(done),
-            "epochs": stage.epochs,
-        }
-        settings["shuffle"] = False  # `Batches` shuffles by seed and epoch; Keras would on top
-        trained.fit(train, validation_data=val, callbacks=callbacks, **settings)
-    trained.set_weights(checkpoint.weights)
+    # what the stage ends with
+    for weight, array in zip(common.trained_weights(trained), best.weights):
+        weight.assign(array)
     set_normalisation(model)
+
+
+class RecordEpochs(keras.callbacks.Callback):
+    """Has the checkpoint remember each epoch, after early stopping and `best` (a
+    common.BestWeights) have seen it."""
+
+    def __init__(self, checkpoint, stage, dataset, best):
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.best = best
+        self.about = {
+            "dataset": dataset.name,
+            "trained": stage.name,
+            "augmented": stage.augment,
+            "learning_rate": stage.learning_rate,
+        }
+
+    def on_epoch_end(self, epoch, logs=None):
+        figures = {key: float(logs[key]) for key in FIGURES}
+        self.checkpoint.end_epoch(self.model, {**self.about, **figures}, self.best.weights)
 
 
 def stage_batches(stage, trained, inputs, dataset):
     """The Batches of train and of val on which the model `trained` goes through a Stage."""
-    share, labels = current_share(), {split: dataset.splits[split].labels for split in inputs}
-    augment, still = (AUGMENTATION, {}) if stage.augment else (None, None)
-    train = common.Batches(
-        inputs["train"], labels["train"], stage.batch_size, stage.seed, augment, share
-    )
-    val = common.Batches(inputs["val"], labels["val"], stage.batch_size, augment=still, share=share)
+    share = current_share()
+    labels = {split: dataset.splits[split].labels for split in inputs}
+    moved = AUGMENTATION if stage.augment else None
+    still = {} if stage.augment else None  # val in the form of train, each image in its place
+    size = stage.batch_size
+    train = common.Batches(inputs["train"], labels["train"], size, stage.seed, moved, share)
+    val = common.Batches(inputs["val"], labels["val"], size, augment=still, share=share)
     if stage.balanced:
         counts = np.bincount(labels["train"], minlength=len(dataset.labels))
         train.class_weights = (counts.sum() / len(counts) / counts).astype("float32")
-    # The thread by which TensorFlow tunes its input often sleeps on at the end of an epoch, for up to a
-    # minute. With workers Keras does without it, for 0.1 s a split, as long as a small head's epoch takes.
+
+    # The thread by which TensorFlow tunes its input often sleeps on at the end of an epoch, for up
+    # to a minute. With workers Keras does without it, for 0.1 s a split, as long as a small head's
+    # epoch takes. Keras would queue ten batches, of up to 25 MB each.
     if keras.backend.backend() == "tensorflow" and trained.count_params() > LARGE_MODEL:
-        for batches in (train, val):  # Keras would queue ten batches, of up to 25 MB each
-            batches.workers = batches.max_queue_size = 2
+        for batches in (train, val):
+            batches.workers = 2
+            batches.max_queue_size = 2
     return train, val
 
 
-def trained_part(model, stage, dataset, cache, resume):
-    """What a Stage trains, and on what: (model, {split: its inputs}). The part of `model` behind the frozen
-    blocks, on their activations, computed once; or all of it, on the images, where those are augmented, the
-    disk has no room (`resume` remembers, as that may change), or several processes train together."""
-    images = {split: dataset.splits[split].images for split in ("train", "val")}
+def frozen_boundary(model, stage):
+    """The last layer that a Stage leaves as it is; None where every layer trains."""
+    if common.has_multilayer_head(model):  # the head takes something from every block
+        return None if stage.blocks else "features"
     frozen = 5 - len(stage.blocks)  # a strategy unfreezes the last blocks
-    boundary = f"block{frozen}_pool" if frozen else None
-    if common.has_multilayer_head(model):
-        boundary = None if stage.blocks else "features"
-    possible = boundary and not stage.augment and cache != "none" and current_share().processes == 1
-    if possible and resume.activations is not False:
-        lower, upper = common.split_model(model, boundary)
-        kept = cache_activations(
-            lower, boundary, images, stage.batch_size, cache, resume.activations
-        )
-        resume.activations = bool(kept)
-        if kept:
-            return upper, kept
+    return f"block{frozen}_pool" if frozen else None
+
+
+def trained_part(model, stage, dataset, cache):
+    """What a Stage trains, and on what: (model, {split: its inputs}). The part of `model` behind
+    the frozen blocks, on their activations, computed once; or all of it, on the images, where those
+    are augmented, the disk has no room, or several processes train together."""
+    images = {split: dataset.splits[split].images for split in ("train", "val")}
     if stage.augment:
         return common.augmented_model(model), images
-    whole = keras.Model(
-        model.input, model.output
-    )  # compiled itself, `model` would save its optimizer
-    return whole, images
+    boundary = frozen_boundary(model, stage)
+    if boundary and cache != "none" and current_share().processes == 1:
+        lower, upper = common.split_model(model, boundary)
+        cached = cache_activations(lower, boundary, images, stage.batch_size, cache)
+        if cached:
+            return upper, cached
+    # a model of its own: compiled itself, `model` would save its optimizer
+    return keras.Model(model.input, model.output), images
+
+
+def new_optimizer(stage, updates_per_epoch):
+    """A new Keras optimizer for a Stage. schedule "cosine" rises linearly from 0 over WARM_UP of
+    the updates and falls to 0 along half a cosine (Loshchilov and Hutter 2017)."""
+    rate = stage.learning_rate
+    if stage.schedule == "constant":
+        return keras.optimizers.Adam(rate)
+    updates = max(1, updates_per_epoch * stage.epochs)
+    warm_up = round(WARM_UP * updates)
+    if not warm_up:
+        return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, updates))
+    falling = max(1, updates - warm_up)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, falling, warmup_target=rate, warmup_steps=warm_up
+    )
+    return keras.optimizers.Adam(schedule)
 
 
 def compile_stage(model, stage, updates, share):
     """Compile `model` for a Stage of so many updates an epoch, with a new optimizer."""
-    # TensorFlow's GPU idles at each look at the loss; over several devices its loop of stages fails
-    alone = keras.backend.backend() == "tensorflow" and share.replicas == 1
-    at_once = STEPS_PER_EXECUTION if alone and accelerators("tensorflow") else 1
-    # and its CPU goes through Adam's state once for each operation, which XLA makes one
-    dense = not any(isinstance(layer, keras.layers.Conv2D) for layer in all_layers(model))
-    large = alone and dense and model.count_params() > LARGE_MODEL
-    settings = {"steps_per_execution": at_once, "jit_compile": True if large else "auto"}
+    # TensorFlow goes through Adam's state once for each operation, which XLA makes one
+    dense = not any(isinstance(layer, keras.layers.Conv2D) for layer in common.all_layers(model))
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    large_head = on_tensorflow and dense and model.count_params() > LARGE_MODEL
     # where batches are filled up for several devices, what fills them has no weight
-    settings["weighted_metrics" if share.replicas > 1 else "metrics"] = ["accuracy"]
-    model.compile(new_optimizer(stage, updates), "sparse_categorical_crossentropy", **settings)
+    metrics = "weighted_metrics" if share.replicas > 1 else "metrics"
+    model.compile(
+        new_optimizer(stage, updates),
+        "sparse_categorical_crossentropy",
+        jit_compile=True if large_head else "auto",
+        **{metrics: ["accuracy"]},
+    )
     model.optimizer.build(model.trainable_variables)
 
 
-def set_normalisation(model, momentum=0.99, over_devices=False):
-    """Set up batch normalisation. over_devices: on TensorFlow take the whole batch's statistics, as JAX
-    always does."""
+def normalisation_momentum(stage, updates):
+    """Batch normalisation's momentum in a Stage of so many updates an epoch. Keras' own keeps most
+    of the first averages, 0 and 1, in ten epochs of 100 images; a stage of known length keeps
+    2%."""
+    if stage.schedule == "constant":
+        return 0.99
+    return min(0.99, 0.02 ** (1 / (updates * stage.epochs)))
+
+
+def set_normalisation(model, momentum=0.99):
+    """Set the momentum of batch normalisation; the default is Keras' own."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum, layer.synchronized = momentum, over_devices
+            layer.momentum = momentum
 
 
-@dataclass
-class Checkpoint:
-    """How far a run has come, and the weights to continue from. RUN/resume/state.json is written after each
-    stage, and after epochs as often as MAX_CHECKPOINT_SHARE allows; the files that it names are written before it,
-    and removed after it: always whole. Epochs since then are trained again, and come out the same."""
-
-    folder: Path
-    stage: int = 1  # the number of the stage under way
-    stopped: bool = False  # early stopping has ended it
-    activations: bool = (
-        None  # whether the stage under way trains on stored ones; None before it has begun
-    )
-    start: str = (
-        None  # weights of the whole network at its start; None before the first stage has ended
-    )
-    last: str = (
-        None  # weights and optimizer after its last epoch; None before its first one is written
-    )
-    best: str = None  # the weights of its best epoch, in the order of Keras' get_weights
-    random: dict = field(default_factory=dict)  # `network.random_state`
-    history: list = field(default_factory=list)  # rows of history.csv, of all stages
-    written: tuple = (0.0, 0.0)  # when the last writing ended, and how long it took, in seconds
-
-    @classmethod
-    def read(cls, run):
-        """That of the run in the folder `run`, or that of a run that has not begun."""
-        folder = Path(run) / RESUME_FOLDER
-        folder.mkdir(exist_ok=True)
-        state = folder / "state.json"
-        return cls(folder, **(read_json(state) if state.exists() else {}))
-
-    def commit(self, model):
-        """Write the state, then remove every file that is not part of it."""
-        self.random |= random_state(model)
-        state = {
-            key: value for key, value in vars(self).items() if key not in ("folder", "written")
-        }
-        write_json(self.folder / "state.json", state)
-        kept = {"state.json", self.start, self.last, self.best}
-        for path in self.folder.iterdir():
-            if path.name not in kept:
-                path.unlink()
-
-    def rows(self):
-        """The history of the stage under way."""
-        return [row for row in self.history if row["stage"] == self.stage]
-
-    def read_best(self):
-        """The weights of the best epoch so far of the stage under way; None where none is written."""
-        if not self.best:
-            return None
-        with np.load(self.folder / self.best) as arrays:
-            return list(arrays.values())
-
-    def load(self, model, trained, name):
-        """Give `trained`, `model` or a compiled part of it, the weights `name` (self.start or self.last),
-        and `model` the random state that belongs to them; nothing where there are none yet."""
-        if name:
-            trained.load_weights(self.folder / name)
-            set_random_state(model, self.random)
-
-    def end_epoch(self, model, trained, row, best):
-        """Remember an epoch: the network, the compiled part of it, its row, the stage's best weights."""
-        epoch, (ended, took), begun = len(self.history) + 1, self.written, time.monotonic()
-        self.history.append({"epoch": epoch, "stage": self.stage, **row})
-        if begun - ended >= took / MAX_CHECKPOINT_SHARE:
-            self.last, self.best = f"last-{epoch}.weights.h5", f"best-{epoch}.npz"
-            trained.save_weights(self.folder / self.last)
-            np.savez(self.folder / self.best, *best)
-            for name in (self.last, self.best):
-                sync(self.folder / name)
-            self.stopped = trained.stop_training
-            self.commit(model)
-            self.written = time.monotonic(), time.monotonic() - begun
-        write_csv(self.folder.parent / "history.csv", self.history)
-
-    def end_stage(self, model):
-        """Remember the weights of the whole `model` that the next stage starts from."""
-        start = f"stage-{self.stage}.weights.h5"
-        model.save_weights(self.folder / start)
-        sync(self.folder / start)
-        self.stage, self.stopped, self.start, self.last = self.stage + 1, False, start, None
-        self.activations = self.best = None
-        self.commit(model)
+def save_model(model, path):
+    """Save a network as a .keras file, whole or not at all."""
+    part = path.with_name("part.keras")
+    model.save(part)
+    sync(part)
+    os.replace(part, path)
 
 
 def best_epoch(history):
@@ -291,41 +249,26 @@ def best_epoch(history):
 
 def decisive(stages, model):
     """What beside flags and data decides a training's figures, for config.json."""
-    digest = weights_digest(model, common.convolutions(model))
-    return {"stages": [asdict(stage) for stage in stages], "weights_sha256": digest}
-
-
-def print_metrics(run, metrics, study=()):
-    """A finished run's figures, stage by stage, beside the study's rows (`fine_tuning_rows`)."""
-    rows = []
-    for row in metrics["stages"]:
-        kept = ", kept as model.keras" if row["epoch"] == metrics["best_epoch"] else ""
-        title = f"stage {row['stage']}, {row['trained']} (epoch {row['epoch']}{kept})"
-        rows.append((title, *(row[key] for key in FIGURES)))
-    for last, row in study:
-        loss, accuracy, val_loss, val_accuracy = row["figures"]
-        title = f"the study on MAMe: {row['row']} (stage {last})"
-        rows.append((title, loss, accuracy / 100, val_loss, val_accuracy / 100))
-    print()
-    print_notice(metrics["notice"])
-    rows = [(a, f"{b:.4f}", percent(c), f"{d:.4f}", percent(e)) for a, b, c, d, e in rows]
-    print_table(("", *(key.replace("_", " ") for key in FIGURES)), rows)
-    print(f"\nResults: {run}/ (metrics.json, history.csv, curves.png, model.keras)")
+    return {
+        "stages": [asdict(stage) for stage in stages],
+        "weights_sha256": weights_digest(model, common.convolutions(model)),
+    }
 
 
 def write_metrics(run, dataset, history):
-    """Write metrics.json, which says that the run is finished; returns its content: the figures of the
-    epoch that model.keras holds, and of each stage's best, as the study's rows may end in any stage."""
-    best, numbers = best_epoch(history), sorted({row["stage"] for row in history})
+    """Write metrics.json: the figures of the epoch that model.keras holds, and of each stage's
+    best, as the study's rows may end in any stage."""
+    best = best_epoch(history)
+    by_stage = {}
+    for row in history:
+        by_stage.setdefault(row["stage"], []).append(row)
     metrics = {
         "dataset": dataset.name,
         "notice": dataset.notice,
         **{key: best[key] for key in FIGURES},
+        "best_epoch": best["epoch"],
+        "best_stage": best["stage"],
+        "epochs": len(history),
+        "stages": list(map(best_epoch, by_stage.values())),
     }
-    metrics |= {"best_epoch": best["epoch"], "best_stage": best["stage"], "epochs": len(history)}
-    metrics["stages"] = [
-        best_epoch([row for row in history if row["stage"] == number]) for number in numbers
-    ]
     write_json(run / "metrics.json", metrics)
-    shutil.rmtree(run / RESUME_FOLDER)
-    return metrics

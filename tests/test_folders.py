@@ -1,0 +1,397 @@
+"""Own pictures in folders: folders.py."""
+
+import json
+import os
+import shutil
+import sys
+import unicodedata
+import zlib
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import read_rows, supports
+from PIL import Image
+
+from transfer.console import BadInput
+from transfer.data import load_dataset
+from transfer.files import read_json
+from transfer.folders import make_split, warn_of_views
+from transfer.images import decode_image, load_images
+
+CLASSES = ["brick", "linen", "slate"]
+SPLITS = ["train", "val", "test"]
+SMALL = ("--image-size", "32", "--weights", "none")
+LINEAR = ("random_forest", "--layers", "conv", "--classifier", "linear", "--alpha", "100", *SMALL)
+
+
+def write_pictures(folder, *names):
+    """Pictures of one colour each, another one for each path."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colour = zlib.crc32("/".join(path.parts[-3:]).encode()) >> 8
+        Image.new("RGB", (48, 40), colour).save(path)
+
+
+def numbered(start, stop):
+    return [f"{number}.png" for number in range(start, stop)]
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """DIR/CLASS/*: ten pictures a class, some a folder deeper, and files that are no pictures."""
+    root = tmp_path / "walls"
+    for label in CLASSES:
+        deeper = ("2024/8.JPG", "2024/9.png")
+        write_pictures(root / label, ".hidden.jpg", "0.JPG", *numbered(1, 8), *deeper)
+        (root / label / "notes.txt").touch()
+    write_pictures(root / "__MACOSX", "x.jpg")
+    return root
+
+
+def split_of(dataset):
+    """{file: its split}."""
+    return {file: name for name, split in dataset.splits.items() for file in split.files.tolist()}
+
+
+def split_names(files, recorded, seed):
+    """{file: (split, seed)} that new files of these names get."""
+    return make_split("walls", dict(zip(files, files)), recorded, [], seed)
+
+
+def test_classes_are_split_one_by_one_and_recorded(classes, capsys):
+    dataset = load_dataset(classes, seed=5)
+
+    assert dataset.labels == CLASSES
+    assert dataset.in_folders
+    for split, count in {"train": 7, "val": 1, "test": 2}.items():
+        assert supports(dataset, split) == dict.fromkeys(CLASSES, count)
+
+    for split in dataset.splits.values():
+        for file, label in zip(split.files, split.labels):
+            assert file.split("/")[0] == CLASSES[label]
+    assert "Split 30 pictures class by class with seed 5" in capsys.readouterr().out
+
+    rows = read_rows(classes / "split.csv")
+    assert {row["file"]: row["split"] for row in rows} == split_of(dataset)
+    assert {row["seed"] for row in rows} == {"5"}
+    assert "slate/2024/9.png" in split_of(dataset)
+
+    # no lock is left among the pictures
+    assert {path.name for path in classes.iterdir()} == {*CLASSES, "__MACOSX", "split.csv"}
+
+
+def test_the_record_holds_whatever_the_seed_and_new_pictures_join_it(classes, capsys):
+    before = load_dataset(classes, seed=5)
+    capsys.readouterr()
+    assert load_dataset(classes, seed=6).fingerprint == before.fingerprint
+    assert "Split" not in capsys.readouterr().out
+
+    write_pictures(classes / "linen", *numbered(10, 20))
+    after = load_dataset(classes, seed=6)
+    assert split_of(after).items() >= split_of(before).items()  # what trained is not tested now
+    assert [supports(after, split)["linen"] for split in SPLITS] == [14, 2, 4]
+
+
+def test_the_split_follows_the_seed_and_the_names_alone(classes):
+    one = load_dataset(classes, seed=1).splits["val"].files.tolist()
+    # the same on every machine and in every version
+    assert one == ["brick/0.JPG", "linen/5.png", "slate/7.png"]
+
+    (classes / "split.csv").unlink()
+    other = load_dataset(classes, seed=2).splits["val"].files.tolist()
+    assert other != one
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_large_object_leaves_no_split_empty(seed):
+    """Nor do those that hold more pictures than a split's share."""
+    small = [f"brick/small {item}/{view}.png" for item, view in product(range(3), range(4))]
+    large = [f"brick/large/{view}.png" for view in range(20)]
+
+    counts = Counter(split for split, _ in split_names(small + large, {}, seed).values())
+    assert counts == {"train": 24, "val": 4, "test": 4}
+
+
+@pytest.mark.parametrize("names", ["train val test", "train validation test", "Train Valid TEST"])
+def test_splits_by_hand_are_taken_as_they_are(tmp_path, names, capsys):
+    names = names.split()
+    for name, label in product(names, CLASSES):
+        write_pictures(tmp_path / name / label, "0.png", "1.png")
+    write_pictures(tmp_path / names[0], "loose.png")
+    write_pictures(tmp_path / "wood/oak", "0.png")
+
+    dataset = load_images(load_dataset(tmp_path), ("test",), 32, "none")
+    for split in SPLITS:
+        assert supports(dataset, split) == dict.fromkeys(CLASSES, 2)
+
+    test = dataset.splits["test"]
+    assert test.files[0] == f"{names[2]}/brick/0.png"
+    assert test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert np.array_equal(test.images, [decode_image(tmp_path / file, 32) for file in test.files])
+
+    assert not (tmp_path / "split.csv").exists()
+    out = capsys.readouterr().out
+    assert "pictures that lie in no class's folder: 2" in out
+    assert "folders without pictures of a class: wood" in out
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ("brick brick linen", "'brick' in .* has 2 pictures or objects"),
+        ("brick/a brick/a brick/b brick/b", "'brick' in .* has 2 pictures or objects"),
+        ("brick brick brick", "pictures of 1 classes and two are needed"),
+        ("train/brick train/linen test/brick test/linen", r"named like splits \(test, train\)"),
+        ("train/brick test/brick wood/brick", r"named like splits \(test, train\)"),
+        ("train/brick train/linen test/brick test/linen val/linen", "'brick' has no .* val split"),
+    ],
+)
+def test_what_cannot_be_split_is_named(tmp_path, folders, message):
+    for number, folder in enumerate(folders.split()):
+        write_pictures(tmp_path / folder, f"{number}.png")
+
+    with pytest.raises(BadInput, match=message):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "file,class\nbrick/1.png,brick\n",
+        "file,split,seed\nbrick/1.png,dev,0\n",
+        "file,split,seed\n../brick/1.png,train,0\n",
+        "file,split,seed\n1.png,train,0\n",
+        "file,split,seed\nbrick/1.png,train,0\nbrick/1.png,test,0\n",
+    ],
+)
+def test_a_damaged_record_is_refused_and_kept(classes, record):
+    (classes / "split.csv").write_text(record)
+
+    with pytest.raises(BadInput, match="split.csv, row .: expected file,split,seed"):
+        load_dataset(classes)
+    assert (classes / "split.csv").read_text() == record
+
+
+def test_a_record_that_a_spreadsheet_wrote_is_read(classes):
+    before = split_of(load_dataset(classes))
+    record = classes / "split.csv"
+    text = record.read_text().replace(",", ";").replace("/", "\\").replace(";train;", ";Train;")
+    record.write_text("\ufeff" + text + ";;\n", encoding="utf-8", newline="\r\n")
+    content = record.read_bytes()
+
+    assert split_of(load_dataset(classes, seed=1)) == before
+    assert record.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("random_forest", "--layers", "block3_conv3", "--classifier", "linear"),
+        ("random_forest", "--layers", "block3_conv3", "--trees", "3"),
+        ("finetune", "--head", "multilayer", "--epochs", "1"),
+    ],
+)
+def test_two_classes_are_enough(classes, workdir, narrow, script, capsys, command):
+    shutil.rmtree(classes / "slate")
+    script(*command, *SMALL, "--data", classes, "--out", "run")
+    script("test_model", "--run", "run", "--explain")
+
+    metrics = read_json("run/test/metrics.json")
+    assert list(metrics["classes"]) == ["brick", "linen"]
+    assert not any(key.startswith("top") for key in metrics)  # every answer is among the first two
+    assert "top-" not in capsys.readouterr().out
+
+
+def test_links_are_followed_and_end(classes, tmp_path):
+    """Also one that leads back to a folder above it; one to nowhere is named."""
+    (classes / "slate").rename(tmp_path / "elsewhere")
+    (classes / "slate").symlink_to(tmp_path / "elsewhere")
+    (classes / "brick/up").symlink_to(classes)
+
+    assert supports(load_dataset(classes), "train") == dict.fromkeys(CLASSES, 7)
+
+    (classes / "granite").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="The link .*granite leads nowhere"):
+        load_dataset(classes)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(classes, monkeypatch):
+    listed = Path.iterdir  # root may list everything, so its rights are no test
+
+    def refuse(folder):
+        if folder.name == "slate":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(BadInput, match="slate cannot be listed: Permission denied"):
+        load_dataset(classes)
+
+
+def test_results_among_the_pictures_are_no_class(classes, script, capsys):
+    shutil.copytree(classes / "slate", classes / "results")
+    (classes / "results/config.json").write_text('{"script": "finetune.py", "arguments": {}}')
+    assert load_dataset(classes).labels == CLASSES
+    assert "results, which holds a run of these scripts" in capsys.readouterr().out
+
+    for name in ("finetune", "random_forest", "extract_features", "train_pretrained"):
+        with pytest.raises(BadInput, match="--out .*run lies among the pictures"):
+            script(name, "--data", classes, "--weights", "none", "--out", classes / "run")
+
+
+def test_edited_and_copied_pictures_are_told_apart(classes, tmp_path):
+    before = load_dataset(classes)
+
+    shutil.copytree(classes, tmp_path / "copy/walls")  # with the times
+    assert load_dataset(tmp_path / "copy/walls").content_key == before.content_key
+
+    path = classes / "brick/1.png"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # what a tool leaves that keeps the size
+    after = load_dataset(classes)
+    assert after.fingerprint == before.fingerprint
+    assert after.content_key != before.content_key
+
+
+def test_views_of_one_object_stay_together():
+    """Each in a folder of its own below the class."""
+    chairs = [f"{label}/chair {item}" for label, item in product(CLASSES, range(10))]
+    views = [f"{chair}/{view}.png" for chair, view in product(chairs, "ab")]
+    added = split_names(views, {}, seed=0)
+    for chair in chairs:
+        assert added[f"{chair}/a.png"] == added[f"{chair}/b.png"]
+    assert Counter(split for split, _ in added.values()) == {"train": 42, "val": 6, "test": 12}
+
+    # a new view joins the others, whatever the seed
+    joined = split_names([*views, "brick/chair 3/new.png"], added, seed=0)
+    assert joined == {"brick/chair 3/new.png": added["brick/chair 3/a.png"]}
+
+
+def test_names_that_look_like_views_are_named(tmp_path, capsys):
+    names = [f"{label}/oak_{item}" for label, item in product(CLASSES, range(8))]
+    views = [f"{name}-{view}.png" for name, view in product(names, "ab")]
+    write_pictures(tmp_path, *views)
+    load_dataset(tmp_path)
+    expected = "brick/oak_0-a.png and brick/oak_0-b.png look like views of one object"
+    assert expected in capsys.readouterr().out
+
+    # not so where pictures are numbered, nor among many others, here in folders of their own
+    warn_of_views([f"{name}.png" for name in names])
+    warn_of_views(views + [f"{name}/{view}.png" for name, view in product(names, "abc")])
+    assert capsys.readouterr().out == ""
+
+
+def test_copies_stay_together_and_are_named(classes, tmp_path, capsys):
+    originals = {
+        "brick/a.png": "brick/1.png",
+        "brick/b.png": "brick/1.png",
+        "slate/a.png": "linen/1.png",
+        "slate/b.png": "linen/2.png",
+    }
+    for copy, original in originals.items():
+        shutil.copy(classes / original, classes / copy)
+
+    place = split_of(load_dataset(classes))
+    for copy, original in originals.items():
+        assert place[copy] == place[original]
+    warning = "Warning: 2 pictures lie in several classes or splits, byte for byte: "
+    assert f"{warning}linen/1.png = slate/a.png; linen/2.png" in capsys.readouterr().out
+
+    # in splits by hand they are only named
+    for split in SPLITS:
+        shutil.copytree(classes, tmp_path / "by hand" / split)
+    load_dataset(tmp_path / "by hand")
+    assert "test/brick/0.JPG = train/brick/0.JPG = val" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
+def test_names_that_are_not_utf8(classes, workdir, narrow, script):
+    sys.stdout.reconfigure(errors="backslashreplace")  # as `run_script` does
+    for path in sorted(classes.glob("*/?.*")):
+        os.rename(path, os.fsencode(path.parent) + b"/K\xf6ln" + os.fsencode(path.name))
+
+    script(*LINEAR, "--data", classes, "--out", "run")
+    script("test_model", "--run", "run")
+    script("test_model", "--run", "run", "--predict", classes / "brick")
+
+    # such a byte is written as its escape, by which the file is found again
+    assert "K\\udcf6ln1.png" in (classes / "split.csv").read_text(encoding="utf-8")
+    text = Path("run/predicted/predictions.jsonl").read_text(encoding="utf-8")
+    files = [json.loads(line)["file"] for line in text.splitlines()]
+    assert len(files) == 10
+    assert all(map(os.path.exists, files))
+    assert len(read_rows("run/test/predictions.csv")) == 6
+
+
+def test_two_forms_of_one_letter_are_one_class(classes):
+    decomposed = classes / unicodedata.normalize("NFD", "Möbel")
+    (classes / "slate").rename(decomposed)
+    before = load_dataset(classes)
+    assert before.labels == ["Möbel", "brick", "linen"]
+
+    decomposed.rename(classes / "Möbel")  # as a zip leaves it
+    after = load_dataset(classes)
+    assert after.fingerprint == before.fingerprint
+    assert "Möbel/1.png" in split_of(after)
+
+    write_pictures(decomposed, *numbered(10, 15))
+
+    both = load_dataset(classes)  # a folder in each form
+    assert both.labels == before.labels
+    assert len(split_of(both)) == 35
+
+
+def test_kinds_of_pictures_that_are_not_read_are_named(classes, capsys):
+    (classes / "brick/raw.CR2").touch()
+    (classes / "granite").mkdir()
+
+    load_dataset(classes)
+    out = capsys.readouterr().out
+    assert "folders without pictures of a class: granite" in out
+    assert "pictures of kinds that are not read (save them as JPEG, PNG or TIFF): 1 .CR2" in out
+    assert "not pictures by their name: 3 .txt" in out
+
+
+def test_what_of_any_split_cannot_be_read_is_said_before_training(classes, workdir, narrow, script):
+    bad = load_dataset(classes).splits["test"].files[0]
+    (classes / bad).write_bytes(b"GIF89a")
+    for command in (("finetune", *SMALL), ("train_pretrained", *SMALL), LINEAR):
+        with pytest.raises(BadInput, match=f"(?s)1 images .*{bad}: it is not a picture"):
+            script(*command, "--data", classes)
+    assert not Path("runs").exists()
+
+    # where it is gone, the record is named too
+    (classes / bad).unlink()
+    with pytest.raises(BadInput, match=rf"(?s)\(1\) from split.csv.*{bad}: there is no such file"):
+        script(*LINEAR, "--data", classes)
+
+    # no class may vanish
+    for path in (classes / "slate").rglob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(BadInput, match="No train image of the class 'slate' can be read"):
+        script(*LINEAR, "--data", classes, "--skip-unreadable")
+
+
+def test_an_old_run_is_tested_on_pictures_that_came_and_went(
+    classes, workdir, narrow, script, capsys
+):
+    """One picture of train is gone, and ten of one class are new, two of them in test."""
+    script(*LINEAR, "--data", classes)
+    (features,) = Path("features").glob("walls-*")
+    (classes / load_dataset(classes).splits["train"].files[0]).unlink()
+    write_pictures(classes / "linen", *numbered(50, 60))
+    capsys.readouterr()
+
+    # a bare test takes the best run there is, and no demo
+    script("test_model")
+    out = capsys.readouterr().out
+    assert "the test split" in out
+    assert "study" not in out
+    (report,) = Path("runs").glob("*/test-*/metrics.json")
+    assert read_json(report)["images"] == 8
+
+    with pytest.raises(BadInput, match="The features in .* are of other"):
+        script(*LINEAR, "--data", classes, "--features", features, "--out", "new")

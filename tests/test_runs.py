@@ -1,0 +1,87 @@
+"""The folder of a run: its name, and which run may write there."""
+
+import sys
+
+import pytest
+
+from transfer.console import BadInput
+from transfer.devices import Share
+from transfer.files import read_json
+from transfer.runs import FORMAT, finished_runs, read_run, run_name, start_run
+
+CONFIG = {
+    "format": FORMAT,
+    "script": "finetune.py",
+    "arguments": {"seed": 0, "image_size": 32, "part": (1, 1)},
+    "dataset": {"name": "tiny", "content_key": "a", "fingerprint": "b", "folder": "pictures"},
+    "versions": {"keras backend": "tensorflow", "keras": "3.0"},
+    "weights_sha256": "c",
+}
+
+
+def start(named=None, finish=False, **changes):
+    """Begin or resume a run with this config.json; returns its folder."""
+    with start_run(CONFIG | changes, "x", named) as run:
+        if finish:
+            (run / "metrics.json").write_text("{}")
+    return str(run)
+
+
+def test_a_run_is_named_by_what_holds():
+    name = run_name("finetune", "iii", "stepped", strong=False, final_augment=True)
+    assert name == "finetune-iii-stepped-final-augment"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"arguments": {"seed": 1}}, "seed"),
+        ({"script": "train_pretrained.py"}, "script"),
+        ({"weights_sha256": "d"}, "weights_sha256"),
+        ({"versions": {"keras backend": "jax"}}, "Keras backend"),
+        ({"dataset": {"name": "tiny"}}, "pictures' names, sizes or times"),
+    ],
+)
+def test_a_run_that_differs_is_not_resumed(workdir, capsys, change, reason):
+    run = start()
+    with pytest.raises(BadInput, match=rf"other settings or pictures \({reason}\).*--out"):
+        start(run, **change)
+    assert start(**change) == "runs/tiny-x-2"
+    assert "The folder runs/tiny-x " in capsys.readouterr().out
+
+
+def test_a_run_is_resumed_by_the_same_command_until_it_is_finished(workdir, capsys):
+    newer = {"keras backend": "tensorflow", "keras": "3.1"}
+    runs = [start(), start(), start(versions=newer, finish=True)]
+    assert runs == ["runs/tiny-x"] * 3
+    assert capsys.readouterr().out.count("Resuming the interrupted run in runs/tiny-x\n") == 2
+    with pytest.raises(BadInput, match=r"finished run; .*--run runs/tiny-x"):
+        start(runs[0])
+
+
+def test_a_second_process_has_a_folder_with_the_same_config(workdir, monkeypatch):
+    run = start()
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # it is silenced
+    with start_run(CONFIG, "x", share=Share(process=1)) as folder:
+        assert read_json(folder / "config.json") == read_json(f"{run}/config.json")
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_not_a_run_is_refused(workdir):
+    (workdir / "own").mkdir()
+    (workdir / "own" / "a.jpg").touch()
+    with pytest.raises(BadInput, match="own exists and is not a run; empty it"):
+        start("own")
+    with pytest.raises(BadInput, match="own is not a finished run"):
+        read_run("own")
+
+
+def test_a_run_of_an_earlier_version_is_named_as_such(workdir, capsys):
+    for name, version in {"new": FORMAT, "old": FORMAT - 1, "older": 1}.items():
+        start(f"runs/{name}", finish=True, format=version)
+    assert [run.folder.name for run in finished_runs("runs")] == ["new"]
+    said = "Skipped in runs/: runs made by an earlier version of these scripts (2).\n"
+    assert capsys.readouterr().out.endswith(said)
+    for refuse in (read_run, start):
+        with pytest.raises(BadInput, match="old was made by an earlier version"):
+            refuse("runs/old")
