@@ -46,8 +46,9 @@ def main(argv=None):
 
         # VGG16's convolutions with their weights, and a new head
         classes = len(dataset.labels)
-        network_name = f"vgg16_{dataset.name}"
-        model = build_model(args.image_size, classes, args.head, args.l2, args.seed, network_name)
+        model = build_model(
+            args.image_size, classes, args.head, args.l2, args.seed, f"vgg16_{dataset.name}"
+        )
         weights.load_weights(model, args.weights, args.seed)
         model = weights.with_precision(model, args.precision)
 

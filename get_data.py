@@ -61,7 +61,7 @@ def fetch_mame(root, url):
     root.mkdir(parents=True, exist_ok=True)  # else get_file would download to another place
     metadata = root / "MAMe_metadata"
     images = root / "data_256"
-    if not (metadata / "MAMe_dataset.csv").exists():
+    if not any((folder / "MAMe_dataset.csv").exists() for folder in (root, metadata)):
         unpacked = fetch_archive("MAMe_metadata.zip", url, root)
         for file in ("MAMe_labels.csv", "MAMe_dataset.csv"):  # the second says that both are there
             place(unpacked, metadata / file)

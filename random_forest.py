@@ -126,8 +126,9 @@ def name_run(args, weights):
     """What is run, as the name of its folder. weights: of the network, as in --weights."""
     from transfer.runs import run_name
 
-    tried = "grid"
-    if not args.grid:
+    if args.grid:
+        tried = "grid"
+    else:
         tried = short_name(args.layers)
         if args.classifier == "forest":
             tried += f"-trees{args.trees}-leaf{args.leaf}"

@@ -76,7 +76,6 @@ def show_study(args, finished, dataset):
     from transfer.report import print_runs
 
     dataset = dataset or load_dataset(None)
-    print_notice(dataset.notice)
     print_runs(finished, dataset)
     print(
         f"There is no finished run on {dataset.root} in {args.runs}/ yet: nothing is tested.\n"

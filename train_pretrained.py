@@ -41,8 +41,9 @@ def main(argv=None):
 
         # VGG16 with a new top
         classes = len(dataset.labels)
-        network_name = f"vgg16_{dataset.name}"
-        model = build_model(args.image_size, classes, args.top, seed=args.seed, name=network_name)
+        model = build_model(
+            args.image_size, classes, args.top, seed=args.seed, name=f"vgg16_{dataset.name}"
+        )
         weights.load_weights(model, args.weights, args.seed)
         model = weights.with_precision(model, args.precision)
 

@@ -44,7 +44,7 @@ def test_weights_are_written_as_often_as_time_allows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("head", "blocks", "boundary", "precision", "value_size"),
     [
-        ("iii", (), "block5_pool", "bfloat16", 2),
+        pytest.param("iii", (), "block5_pool", "bfloat16", 2, marks=pytest.mark.slow),
         ("iii", ("block4", "block5"), "block3_pool", "float32", 4),
         ("multilayer", (), "features", "float32", 4),
     ],

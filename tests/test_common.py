@@ -176,6 +176,7 @@ def test_a_network_takes_pictures_and_preprocesses_them_as_keras_does(images, na
     np.testing.assert_allclose(still, np.asarray(model.predict_on_batch(images)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_saved_network_needs_none_of_this_code(images, narrow, tmp_path):
     """keras.saving.load_model where nothing of ours is imported, on plain uint8 pictures."""
     expected = {}

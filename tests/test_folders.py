@@ -192,18 +192,16 @@ def test_a_record_that_a_spreadsheet_wrote_is_read(classes):
     [
         ("random_forest", "--layers", "block3_conv3", "--classifier", "linear"),
         ("random_forest", "--layers", "block3_conv3", "--trees", "3"),
-        ("finetune", "--head", "multilayer", "--epochs", "1"),
+        pytest.param(("finetune", "--head", "multilayer", "--epochs", "1"), marks=pytest.mark.slow),
     ],
 )
-def test_two_classes_are_enough(classes, workdir, narrow, script, capsys, command):
+def test_two_classes_are_enough(classes, workdir, narrow, script, command):
     shutil.rmtree(classes / "slate")
     script(*command, *SMALL, "--data", classes, "--out", "run")
     script("test_model", "--run", "run", "--explain")
 
     metrics = read_json("run/test/metrics.json")
     assert list(metrics["classes"]) == ["brick", "linen"]
-    assert not any(key.startswith("top") for key in metrics)  # every answer is among the first two
-    assert "top-" not in capsys.readouterr().out
 
 
 def test_links_are_followed_and_end(classes, tmp_path):

@@ -37,6 +37,13 @@ MOMENTS = {
     "second epoch not_written": ("save_model", 1, FIRST, (1, 1)),
     "second stage's epochs not_written": ("write_csv", 5, FIRST, (2, 2)),
 }
+SLOWER = {
+    "its best weights too",
+    "committed but not in history.csv",
+    "second epoch not_written",
+    "all but metrics.json",
+}
+MARKED = [pytest.param(moment, marks=pytest.mark.slow) for moment in sorted(SLOWER)]
 
 
 class Unplugged(BaseException):
@@ -101,7 +108,7 @@ def uninterrupted(tiny, tmp_path_factory):
     return only_run(folder)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [*sorted(set(MOMENTS) - SLOWER), *MARKED])
 def test_an_interrupted_run_ends_as_one_that_was_not(
     uninterrupted, tiny, workdir, monkeypatch, moment
 ):

@@ -126,7 +126,9 @@ def test_activations_are_cached_where_there_is_room_and_follow_the_weights(
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the others decide themselves")
-@pytest.mark.parametrize(("augment", "compiled"), [(False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("augment", "compiled"), [(False, True), pytest.param(True, False, marks=pytest.mark.slow)]
+)
 def test_a_large_model_trains_the_same(tiny, tmp_path, narrow, monkeypatch, augment, compiled):
     """By XLA where it is a head alone, and with workers that load its batches."""
     fitted = []
@@ -233,6 +235,7 @@ def test_pretrained_convolutions_are_what_fine_tuning_starts_from(
     assert changed(pretrained, load_model(workdir / "tuned")) == set()
 
 
+@pytest.mark.slow
 def test_a_bfloat16_run_is_trained_tested_and_taken_features_from(
     tiny, workdir, narrow, no_curves, script
 ):

@@ -2,6 +2,7 @@
 of stripes, blobs and noise. No figure measured on it says anything about MAMe."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -121,9 +122,14 @@ def write_demo(root, per_class=TRAIN_IMAGES):
 
         # the pictures
         rows = demo_rows(per_class)
-        for number, row in enumerate(progress(rows, "rendering the demo dataset", unit=" images")):
+
+        def render(number, row):
             picture = Image.fromarray(render_texture(row["Medium"].strip(), (0, number)))
             picture.save(folder / row["Image file"], "JPEG", quality=90)
+
+        with ThreadPoolExecutor() as pool:
+            rendered = pool.map(render, range(len(rows)), rows)
+            list(progress(rendered, "rendering the demo dataset", len(rows), " images"))
 
         # what is said of them
         write_csv(part / "MAMe_dataset.csv", rows)

@@ -103,9 +103,7 @@ def current_share():
 def describe_devices(backend, share):
     """One line on what `backend` computes on."""
     found = accelerators(backend)
-    line = f"CPU, {os.cpu_count()} threads"
-    if found:
-        line = f"{found[0]}, {share.replicas} of {len(found)} GPUs"
+    line = found[0] if found else f"CPU, {os.cpu_count()} threads"
     if share.replicas > 1:
         line += (
             f"; each batch is shared out among {share.replicas} devices "

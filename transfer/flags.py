@@ -33,7 +33,7 @@ def number(name, kind, least, most):
 natural = number("integer of 0 or more", int, 0, 2**31 - 1)
 positive = number("integer of 1 or more", int, 1, 2**31 - 1)
 positive_float = number("number above 0", float, sys.float_info.min, sys.float_info.max)
-share = number("number between 0 and 1, such as 0.95,", float, sys.float_info.min, 1 - 2**-53)
+share = number("number between 0 and 1, such as 0.95,", float, sys.float_info.min, 0.9999)
 
 
 def part_of(text):
