@@ -56,13 +56,6 @@ class Checkpoint:
         """The history of the stage under way."""
         return [row for row in self.history if row["stage"] == self.stage]
 
-    def read_best(self):
-        """The trained weights of the best epoch of the stage under way; None where none is
-        written."""
-        if self.best is None:
-            return None
-        return self.read_arrays(self.best)
-
     def load_start(self, model):
         """Give the whole network the weights that the stage under way started from."""
         if self.start:
@@ -70,11 +63,13 @@ class Checkpoint:
             set_random_state(model, self.random)
 
     def load_last(self, model):
-        """Give a compiled `model` the weights and the optimizer of the last epoch that was
-        written."""
-        if self.last:
-            assign(epoch_variables(model), self.read_arrays(self.last))
-            set_random_state(model, self.random)
+        """Give a compiled `model` the weights and the optimizer of the last epoch that was written;
+        returns the trained weights of the stage's best one. None where none is written."""
+        if self.last is None:
+            return None
+        assign(epoch_variables(model), self.read_arrays(self.last))
+        set_random_state(model, self.random)
+        return self.read_arrays(self.best)
 
     def end_epoch(self, model, row, best):
         """Remember an epoch: the compiled `model` that trains, its row, the stage's best

@@ -91,10 +91,9 @@ def train_stage(model, stage, dataset, cache, checkpoint):
     set_normalisation(model, normalisation_momentum(stage, len(train)))
     compile_stage(trained, stage, len(train), train.share)
 
-    # where an interrupted stage goes on
+    # where an interrupted stage goes on, with the weights of its best epoch
     done = checkpoint.stage_rows()
-    checkpoint.load_last(trained)
-    stopping, best = common.training_callbacks(done, checkpoint.read_best())
+    stopping, best = common.training_callbacks(done, checkpoint.load_last(trained))
     if len(done) < stage.epochs and not checkpoint.stopped:
         callbacks = [stopping, best, RecordEpochs(checkpoint, stage, dataset, best)]
         in_a_terminal = sys.stdout.isatty()
