@@ -24,7 +24,7 @@ def random_vgg16(image_size, classes, head, precision="float32"):
     """VGG16 with one of common.HEADS and random weights, the same ones at each call."""
     keras.utils.set_random_seed(0)
     model = common.build_model(image_size, classes, head)
-    load_weights(model, "none", 0)
+    load_weights(model, "none", 0, common.layer_names(model, "all"))
     return with_precision(model, precision)
 
 
