@@ -59,7 +59,8 @@ def main():
     }
     found = alternate(workers, args.rounds)
 
-    rows, medians = [], {}
+    rows = []
+    medians = {}
     for name, figures in found.items():
         for key in figures[0]:
             values = [f[key] for f in figures]

@@ -67,7 +67,9 @@ def load_features(dataset, size, args, layers="conv"):
     folder = features.features_folder(spec, dataset, False)
     options = features.ExtractionOptions(BATCH_SIZE)
     features.extract_features(spec, dataset, SPLITS, folder, options)
-    parts, labels, counts = [], [], {}
+    parts = []
+    labels = []
+    counts = {}
     for split in SPLITS:
         part, of_part, _ = features.load_features(folder, dataset, split, layers)
         parts.append(part)

@@ -155,7 +155,8 @@ def main():
         write_demo(work / "data" / "demo", per_class=6)
 
         # each command once without interruption
-        expected, seconds = {}, {}
+        expected = {}
+        seconds = {}
         for name in names:
             folder = work / name
             shutil.copytree(work / "data", folder / "data")

@@ -85,11 +85,14 @@ def test_figures(run, row, flags):
 
 def measure_rows(args):
     """({(set, row): test accuracies in percent, one a seed}, {set: number of test pictures})."""
-    accuracies, images = {}, {}
+    accuracies = {}
+    images = {}
     for data, count, seed in product(args.data, args.per_class, args.seeds):
-        name, folder = Path(data).name, data
+        name = Path(data).name
+        folder = data
         if count:
-            name, folder = f"{name}-{count}", link_fewer(data, count, seed)
+            name = f"{name}-{count}"
+            folder = link_fewer(data, count, seed)
         flags = ("--data", folder, "--weights", args.weights, "--seed", seed)
         flags += ("--image-size", args.image_size, "--precision", args.precision)
         for row in args.rows:

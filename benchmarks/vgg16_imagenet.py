@@ -22,7 +22,8 @@ def main():
     args = parser.parse_args()
     if not STORED.is_file():
         sys.exit(f"There is no {STORED.name} beside the repository, so there is nothing to write.")
-    stored, out = np.load(STORED), Path(args.out)
+    stored = np.load(STORED)
+    out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name("part.h5")
     layers = list(dict.fromkeys(name.split("__")[0] for name in stored))

@@ -215,7 +215,8 @@ def test_three_parts_are_one_extraction_bit_by_bit(tiny, workdir, narrow, script
         script(*command, "many", "--part", "9/9")
 
     script(*command, "parts", "--part", "1/3")
-    whole, parts = workdir / "whole", workdir / "parts"
+    whole = workdir / "whole"
+    parts = workdir / "parts"
     assert not (parts / "val.npy").exists()
     for split in ("train", "val"):
         load_features(parts, dataset, split)

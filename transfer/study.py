@@ -24,7 +24,7 @@ AUGMENTATION = {
     "rotation_range": 20,  # degrees
     "width_shift_range": 0.2,  # of the width
     "height_shift_range": 0.2,  # of the height
-    "zoom_range": 0.2,  # drawn for each axis
+    "zoom_range": 0.2,  # sampled for each axis
     "horizontal_flip": True,
 }
 
