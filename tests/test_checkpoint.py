@@ -45,7 +45,9 @@ def test_weights_are_written_as_often_as_time_allows(tmp_path, monkeypatch):
     ("head", "blocks", "boundary", "precision", "value_size"),
     [
         pytest.param("iii", (), "block5_pool", "bfloat16", 2, marks=pytest.mark.slow),
-        ("iii", ("block4", "block5"), "block3_pool", "float32", 4),
+        pytest.param(
+            *("iii", ("block4", "block5"), "block3_pool", "float32", 4), marks=pytest.mark.slow
+        ),
         ("multilayer", (), "features", "float32", 4),
     ],
 )

@@ -43,7 +43,9 @@ def evaluate(model, dataset):
     [
         ("iii", {"batch_normalization", "fc1", "fc2", "fc3", "predictions"}),
         # frozen blocks give something to the head, beside what they give to the next block
-        ("multilayer", {"batch_normalization", "predictions"}),
+        pytest.param(
+            *("multilayer", {"batch_normalization", "predictions"}), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_each_stage_changes_just_the_layers_it_names(tiny, tmp_path, narrow, head, layers):
