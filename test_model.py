@@ -65,8 +65,12 @@ def choose_run(args, finished, dataset):
     if args.run:
         return read_run(args.run)
     if dataset:
-        same = (dataset.fingerprint, dataset.root.absolute())
-        finished = [run for run in finished if run.fingerprint in same or run.dataset_root in same]
+        root = dataset.root.absolute()
+        finished = [
+            run
+            for run in finished
+            if run.fingerprint == dataset.fingerprint or run.dataset_root == root
+        ]
     return max(finished, key=lambda run: run.metrics["val_accuracy"], default=None)
 
 
