@@ -13,10 +13,8 @@ its positions, the dense layers as they are (STUDY, "Feature extraction").
     block5_conv3        512                512
 """
 
-from pathlib import Path
-
 from transfer import flags
-from transfer.console import print_configuration, print_notice, run_script
+from transfer.console import print_configuration, print_next, print_notice, run_script
 from transfer.study import SPLITS
 
 
@@ -42,7 +40,7 @@ def main(argv=None):
     from transfer import features
     from transfer.data import load_dataset
 
-    dataset = load_dataset(args.data, args.seed)
+    dataset = load_dataset(args.data, args.seed, args.cache)
     features.resolve_weights(args, dataset)
     flags.resolve_arguments(args, dataset)
     print_configuration(args, dataset)
@@ -54,17 +52,14 @@ def main(argv=None):
     options = features.ExtractionOptions(
         args.batch_size, args.cache, args.skip_unreadable, args.devices, args.part
     )
-    folder = Path(args.out or features.features_folder(spec, dataset, args.skip_unreadable))
-    features.extract_features(spec, dataset, SPLITS, folder, options)
+    folder = features.extract_features(spec, dataset, SPLITS, options, args.out)
 
     # say where they are
     print_notice(dataset.notice)
     print(f"Results: {folder}/ (.npy and .csv of each split; features.json lists the columns)")
     if args.part != (1, 1):
         print("When all parts are done:")
-    print(
-        f"Next: python random_forest.py --leaf 2 --trees 50 --data {args.data} --features {folder}"
-    )
+    print_next("random_forest.py", leaf=2, trees=50, data=args.data, features=folder)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
 """The folder of a run: its name, and which run may write there."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from transfer.console import BadInput
 from transfer.devices import Share
-from transfer.files import read_json
+from transfer.files import read_json, write_json
 from transfer.runs import FORMAT, finished_runs, read_run, run_name, start_run
 
 CONFIG = {
     "format": FORMAT,
     "script": "finetune.py",
     "arguments": {"seed": 0, "image_size": 32, "part": (1, 1)},
-    "dataset": {"name": "tiny", "content_key": "a", "fingerprint": "b", "folder": "pictures"},
+    "dataset": {"name": "tiny", "fingerprint": "b", "folder": "pictures"},
     "versions": {"keras backend": "tensorflow", "keras": "3.0"},
     "weights_sha256": "c",
+    "labels": ["bronze", "wood"],
 }
 
 
@@ -37,14 +39,14 @@ def test_a_run_is_named_by_what_holds():
     [
         ({"arguments": {"seed": 1}}, "seed"),
         ({"script": "train_pretrained.py"}, "script"),
-        ({"weights_sha256": "d"}, "weights_sha256"),
         ({"versions": {"keras backend": "jax"}}, "Keras backend"),
-        ({"dataset": {"name": "tiny"}}, "pictures' names, sizes or times"),
+        ({"labels": ["bronze", "timber"]}, "labels"),
+        ({"dataset": {"name": "tiny"}}, "pictures' names, classes or contents"),
     ],
 )
 def test_a_run_that_differs_is_not_resumed(workdir, capsys, change, reason):
     run = start()
-    with pytest.raises(BadInput, match=rf"other settings or pictures \({reason}\).*--out"):
+    with pytest.raises(BadInput, match=rf"other [a-z ]* \({reason}\).*--out"):
         start(run, **change)
     assert start(**change) == "runs/tiny-x-2"
     assert "The folder runs/tiny-x " in capsys.readouterr().out
@@ -52,7 +54,8 @@ def test_a_run_that_differs_is_not_resumed(workdir, capsys, change, reason):
 
 def test_a_run_is_resumed_by_the_same_command_until_it_is_finished(workdir, capsys):
     newer = {"keras backend": "tensorflow", "keras": "3.1"}
-    runs = [start(), start(), start(versions=newer, finish=True)]
+    moved = {"arguments": CONFIG["arguments"] | {"data": "b", "out": "runs/tiny-x"}}
+    runs = [start(), start(**moved), start(versions=newer, finish=True)]
     assert runs == ["runs/tiny-x"] * 3
     assert capsys.readouterr().out.count("Resuming the interrupted run in runs/tiny-x\n") == 2
     with pytest.raises(BadInput, match=r"finished run; .*--run runs/tiny-x"):
@@ -65,6 +68,40 @@ def test_a_second_process_has_a_folder_with_the_same_config(workdir, monkeypatch
     with start_run(CONFIG, "x", share=Share(process=1)) as folder:
         assert read_json(folder / "config.json") == read_json(f"{run}/config.json")
     assert not folder.exists()
+
+
+@pytest.fixture
+def moved(in_runs):
+    """moved(changes of its config.json) -> the folder of a run whose dataset has moved."""
+    run = Path("runs/tiny-forest-none-all-trees12-leaf2")
+
+    def give(**changes):
+        config = read_json(run / "config.json")
+        config["dataset"]["folder"] = "gone"
+        write_json(run / "config.json", config | changes)
+        return run
+
+    return give
+
+
+def test_a_dataset_that_has_moved_is_named_with_data(tiny, moved, script):
+    run = moved()
+    flags = ("--run", run, "--accept", "0.95")
+    with pytest.raises(BadInput, match="gone, which is not here; name .* with --data"):
+        script("test_model", *flags)
+    for what in (("--explain",), ("--predict", tiny / "data_256/test.0.0.jpeg")):
+        (run / "unseen.json").unlink(missing_ok=True)
+        script("test_model", *flags, "--data", tiny, *what)
+        assert (run / "unseen.json").exists()
+    script("test_model", "--compare", run, run, "--data", tiny)
+
+
+def test_a_run_on_other_classes_says_which(tiny, moved, script):
+    run = moved(labels=["Bronze", "Oil on canvas", "Wood", "Woven fabric"])
+    told = r"was trained on other classes than those of .* \(gone: Wood; new: Woodcut\)"
+    for what in ((), ("--predict", tiny / "data_256/test.0.0.jpeg")):
+        with pytest.raises(BadInput, match=told):
+            script("test_model", "--run", run, "--accept", "0.9", "--data", tiny, *what)
 
 
 def test_a_folder_that_is_not_a_run_is_refused(workdir):
@@ -80,8 +117,7 @@ def test_a_run_of_an_earlier_version_is_named_as_such(workdir, capsys):
     for name, version in {"new": FORMAT, "old": FORMAT - 1, "older": 1}.items():
         start(f"runs/{name}", finish=True, format=version)
     assert [run.folder.name for run in finished_runs("runs")] == ["new"]
-    said = "Skipped in runs/: runs made by an earlier version of these scripts (2).\n"
-    assert capsys.readouterr().out.endswith(said)
+    assert capsys.readouterr().out.count("made by an earlier version of these scripts") == 2
     for refuse in (read_run, start):
         with pytest.raises(BadInput, match="old was made by an earlier version"):
             refuse("runs/old")

@@ -20,7 +20,7 @@ MAX_DISK_SHARE = 0.8
 def device_batch(batch_size):
     """Images in a batch of extraction where training's batches have so many: a GPU takes more at
     once."""
-    if not accelerators(keras.backend.backend()):
+    if not accelerators():
         return batch_size
     return batch_size * max(1, ON_A_GPU // batch_size)
 

@@ -38,8 +38,7 @@ class Checkpoint:
         """That of the run in the folder `run`, or that of a run that has not begun."""
         folder = Path(run) / RESUME_FOLDER
         folder.mkdir(exist_ok=True)
-        path = folder / "state.json"
-        state = read_json(path) if path.exists() else {}
+        state = read_json(folder / "state.json", {})
         return cls(folder, **state)
 
     def commit(self, model):

@@ -20,8 +20,10 @@ import numpy as np
 
 from transfer.console import BadInput
 from transfer.demo import write_demo
+from transfer.digests import read_digests
 from transfer.files import read_csv, read_json, short_name
-from transfer.folders import SPLIT_NAMES, file_stamp, read_folders, read_table, same_name
+from transfer.flags import DEFAULT_CACHE
+from transfer.folders import SPLIT_NAMES, read_folders, read_table, same_name
 from transfer.images import DECODING
 from transfer.recipes import DEFAULTS
 from transfer.study import SPLITS
@@ -39,7 +41,7 @@ class Split(NamedTuple):
     files: np.ndarray  # (n,) str, names in Dataset.image_folder
     labels: np.ndarray  # (n,) int64, index in Dataset.labels
     museums: np.ndarray  # (n,) str, empty where nothing is known
-    stamps: np.ndarray  # (n, 2) int64: size in bytes (-1 where missing), time of change in ns
+    digests: np.ndarray  # (n,) str: sha256 of each file, empty where it cannot be read
     # (n, size, size, 3) uint8, once `images.load_images` has decoded them
     images: np.ndarray = None
 
@@ -57,8 +59,7 @@ class Dataset:
     labels: list  # names of the classes in the official order
     splits: dict  # split name -> Split
     defaults: dict
-    fingerprint: str  # of the metadata, whichever images can be read: see `fingerprint_of`
-    content_key: str  # of that, the files' times and the rules of decoding: keys what is stored
+    fingerprint: str  # of all that decides its arrays: see `fingerprint_of`
     skipped: list = ()  # files that could not be read and were left out
 
     @property
@@ -76,9 +77,10 @@ class Dataset:
         return self.image_folder == self.root
 
 
-def load_dataset(data, seed=0):
+def load_dataset(data, seed=0, cache=DEFAULT_CACHE):
     """The Dataset in folder `data`; None means data/mame, or the demo where that is missing. seed:
-    of the split of folders that have none yet. BadInput for what cannot be used."""
+    of the split of folders that have none yet. cache: where the digests of files are remembered, as
+    --cache. BadInput for what cannot be used."""
     root = Path(data or default_folder())
     if not root.is_dir():
         raise BadInput(f"There is no dataset folder {root}; name another, or `python get_data.py`.")
@@ -87,22 +89,18 @@ def load_dataset(data, seed=0):
     if any((root / name).exists() for name in MAME_NAMES):
         image_folder = root / "data_256"
         defaults = read_defaults(root / "defaults.json")
-        labels, rows = read_mame(root, image_folder)
+        labels, rows = read_mame(root, image_folder, cache)
     else:
         image_folder = root
         defaults = DEFAULTS | {"name": short_name(root.absolute().name) or "pictures"}
-        labels, rows = read_folders(root, seed)
+        labels, rows = read_folders(root, seed, cache)
     check_classes(root, labels, rows)
 
     split_of, *columns = map(np.array, zip(*rows))
     every = Split(*columns)
     splits = {name: every.take(split_of == name) for name in SPLITS}
-
-    # what tells this dataset from others
-    fingerprint = fingerprint_of(labels, splits)
-    keys = [f"{DECODING} {fingerprint}".encode(), *(split.stamps for split in splits.values())]
-    content_key = hashlib.sha256(b"".join(keys)).hexdigest()
-    return Dataset(root, image_folder, labels, splits, defaults, fingerprint, content_key)
+    fingerprint = fingerprint_of(labels, rows)
+    return Dataset(root, image_folder, labels, splits, defaults, fingerprint)
 
 
 def default_folder():
@@ -130,32 +128,32 @@ def check_classes(root, labels, rows):
             )
 
 
-def fingerprint_of(labels, splits):
-    """sha256 over split, file name, class and size in bytes of every row."""
-    digest = hashlib.sha256(json.dumps(labels).encode())
-    for name, split in splits.items():
-        for file, label, (size, _) in zip(split.files, split.labels, split.stamps):
-            digest.update(f"{name}\t{same_name(file)}\t{label}\t{size}\n".encode())
-    return digest.hexdigest()
+def fingerprint_of(labels, rows):
+    """sha256 over the names of the classes, every row (split, file, class index, museum, digest)
+    and the version of the rules of decoding: not over the files' times, which a copy of the folder
+    need not keep."""
+    text = json.dumps([DECODING, labels, rows], ensure_ascii=False)
+    return hashlib.sha256(same_name(text).encode()).hexdigest()
 
 
 def read_defaults(path):
     """The settings of a dataset in MAMe's layout: DEFAULTS, and what a defaults.json changes."""
-    own = read_json(path) if path.exists() else {}  # the demo has one
+    own = read_json(path, {})  # the demo has one
     if not isinstance(own, dict) or not set(own) <= set(DEFAULTS):
         raise BadInput(f"{path} may hold these settings and no others: {', '.join(DEFAULTS)}.")
     return DEFAULTS | own
 
 
-def read_mame(root, image_folder):
-    """(class names in the official order, rows (split, file, class index, museum, stamp) in the
+def read_mame(root, image_folder, cache):
+    """(class names in the official order, rows (split, file, class index, museum, digest) in the
     metadata's order) of MAMe's layout. BadInput names what is missing or malformed."""
     metadata = root if (root / "MAMe_dataset.csv").exists() else root / "MAMe_metadata"
     labels = read_labels(metadata / "MAMe_labels.csv")
     rows = read_rows(metadata / "MAMe_dataset.csv", labels)
     if not image_folder.is_dir():
         raise BadInput(f"There is no folder {image_folder}; `python get_data.py` fetches it.")
-    return labels, [(*row, file_stamp(f"{image_folder}/{row[1]}")) for row in rows]
+    digests = read_digests(image_folder, [file for _, file, *_ in rows], cache)
+    return labels, [(*row, digests[row[1]]) for row in rows]
 
 
 def read_labels(path):
@@ -163,7 +161,7 @@ def read_labels(path):
     rows = [[cell.strip() for cell in row] for row in read_csv(path, FETCH)]
     labels = [row[-1] for row in rows]
     expected = [[str(number), label] for number, label in enumerate(labels)]
-    if rows != expected or len(set(labels)) < len(labels) or "" in labels:
+    if rows != expected or len(set(labels)) < len(labels):
         raise BadInput(
             f"{path} must number its mediums 0, 1 ... in order, each of them once; {FETCH}."
         )

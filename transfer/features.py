@@ -17,19 +17,20 @@ from common import build_model, feature_extractor, layer_names, parse_layers
 from transfer.activations import cache_outputs, device_batch, output_file
 from transfer.console import BadInput
 from transfer.devices import on_devices
+from transfer.digests import digest_of
 from transfer.files import (
     ArrayFile,
     Rows,
     build_or_load_array,
     locked,
-    printable,
-    read_csv,
+    read_array,
     read_json,
     short_name,
     write_csv,
     write_json,
 )
-from transfer.images import load_images, readable_again
+from transfer.flags import DEFAULT_CACHE
+from transfer.images import load_images
 from transfer.runs import describe_dataset, describe_versions
 from transfer.study import SPLITS
 from transfer.weights import (
@@ -43,7 +44,7 @@ from transfer.weights import (
 )
 
 ORIGINAL_SIZE = 224  # of the images that the original VGG16's fc1 takes, in pixels
-PICTURES = "pictures (names, classes, sizes, times)"  # in features.json
+PICTURES = "pictures (names, classes, contents)"  # in features.json
 EXTRACT_AGAIN = "delete the folder and run extract_features.py again"
 
 
@@ -63,7 +64,7 @@ class ExtractionOptions:
     """How features are computed: nothing of this changes them."""
 
     batch_size: int
-    cache: str = "data/cache"
+    cache: str = DEFAULT_CACHE
     skip_unreadable: bool = False
     devices: int = None
     part: tuple = (1, 1)  # (K, N): batches K, K + N, K + 2 N ... alone
@@ -129,47 +130,38 @@ def describe_decisive(spec, dataset):
     if weights == "none":
         weights = f"none, seed {spec.seed}"
     elif weights != "imagenet":
-        with open(model_file(weights), "rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        weights = digest_of(model_file(weights))
     return {
         "weights": weights,
         "layers": spec.layers,
         "image size": spec.image_size,
         "precision": spec.precision,
-        PICTURES: dataset.content_key,
+        PICTURES: dataset.fingerprint,
     }
 
 
-def features_folder(spec, dataset, skip_unreadable):
-    """Default folder of the features of a FeatureSpec on a dataset. Its name has a digest of all
-    that decides them: what is found there is right."""
-    key = json.dumps([describe_decisive(spec, dataset), skip_unreadable])
+def features_folder(spec, dataset, options):
+    """Default folder of the features of a FeatureSpec on a dataset: in features/, or in the folder
+    that --cache names. Its name has a digest of all that decides them: what is found there is
+    right. options: an ExtractionOptions."""
+    key = json.dumps([describe_decisive(spec, dataset), options.skip_unreadable])
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     name = f"{dataset.name}-{Path(spec.weights).stem}-{spec.image_size}-{spec.layers}"
-    return Path("features") / f"{short_name(name)}-{digest}"
+    place = Path() if options.cache in (DEFAULT_CACHE, "none") else Path(options.cache)
+    return place / "features" / f"{short_name(name)}-{digest}"
 
 
-def read_notes(folder, dataset, decisive):
+def read_notes(folder, decisive):
     """The content of features.json in `folder`, {} where it is new. decisive: as
     `describe_decisive` gives it, or that of it which counts. BadInput where the features there are
-    of something else, or leave out pictures that can be read by now."""
-    path = folder / "features.json"
-    if not path.exists():
-        return {}
-    notes = read_json(path)
-    stored = notes.get("decisive", {})
+    of something else."""
+    notes = read_json(folder / "features.json", {})
     for name, value in decisive.items():
-        if stored.get(name) != value:
+        if notes and notes["decisive"].get(name) != value:
             raise BadInput(
                 f"The features in {folder} are of other {name} than asked for, or of an earlier "
                 f"version of these scripts; name another folder or --data, or {EXTRACT_AGAIN}."
             )
-    count = readable_again([str(dataset.image_folder / f) for f in notes["skipped_images"]], 32)
-    if count:
-        raise BadInput(
-            f"{count} pictures that the features in {folder} leave out can be read now; delete "
-            "that folder, so that they are taken in."
-        )
     return notes
 
 
@@ -187,18 +179,20 @@ def spec_of(notes):
 # ----------------------------------------------------------------------------------- extraction
 
 
-def extract_features(spec, dataset, splits, folder, options):
-    """Write the features of `splits` to `folder`, those that are not there yet: <split>.npy,
-    float32 (n, n_features), or <split>.part-K-of-N.npy, resumed at the last batch; with them
-    <split>.csv and features.json. options: an ExtractionOptions. BadInput as from `read_notes`, and
-    for weights, layers, images or devices that are of no use."""
+def extract_features(spec, dataset, splits, options, named=None):
+    """Write the features of `splits` to the folder `named`, else to their default one: those that
+    are not there yet. <split>.npy, float32 (n, n_features), or <split>.part-K-of-N.npy, resumed at
+    the last batch; with them <split>.csv and features.json. options: an ExtractionOptions. Returns
+    the folder. BadInput as from `read_notes`, and for weights, layers, images or devices that are
+    of no use."""
+    folder = Path(named or features_folder(spec, dataset, options))
     decisive = describe_decisive(spec, dataset)
-    read_notes(folder, dataset, decisive)
+    read_notes(folder, decisive)
     for split in splits:
         join_parts(folder, split)
     missing = [split for split in splits if not features_file(folder, split).exists()]
     if not missing:
-        return
+        return folder
 
     with on_devices(options.devices, options.batch_size) as (_, computes_on):
         options = replace(options, batch_size=device_batch(options.batch_size))
@@ -229,6 +223,7 @@ def extract_features(spec, dataset, splits, folder, options):
         print(f"  computed on {computes_on}", flush=True)
         for split in missing:
             extract_split(pooled, dataset.splits[split].images, folder, split, options)
+    return folder
 
 
 def write_notes(folder, notes, dataset, splits, options):
@@ -237,7 +232,7 @@ def write_notes(folder, notes, dataset, splits, options):
     those that are there."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        stored = read_notes(folder, dataset, notes["decisive"]) or notes
+        stored = read_notes(folder, notes["decisive"]) or notes
         if options.part != (1, 1) and stored["batch_size"] != options.batch_size:
             raise BadInput(
                 f"The features in {folder} are of another batch size; give all parts the same "
@@ -286,7 +281,7 @@ def join_parts(folder, split):
 def join(parts, path, batch_size):
     """Write the features in the files `parts` to `path`, a batch of each in turn, and delete
     `parts`."""
-    arrays = [np.load(part, mmap_mode="r") for part in parts]
+    arrays = [read_array(part) for part in parts]
 
     def blocks(starts):
         for start in starts:
@@ -304,25 +299,19 @@ def join(parts, path, batch_size):
 
 
 def load_features(folder, dataset, split, layers=None):
-    """Features of one split, rows tied to the metadata by file name. Returns (features float32 (n,
-    n_features), labels (n,), files (n,)) of all images that could be read. All layers of the file
-    come as a memory map, fewer (`parse_layers`) as a copy. BadInput where they do not fit the
-    dataset, and as from `read_notes`."""
+    """Features of one split: (features float32 (n, n_features), labels (n,), files (n,)) of all
+    images that could be read, in the dataset's order. All layers of the file come as a memory map,
+    fewer (`parse_layers`) as a copy. BadInput where they do not fit the dataset, and as from
+    `read_notes`."""
     folder = Path(folder)
     try:
         join_parts(folder, split)
-        notes = read_notes(folder, dataset, {PICTURES: dataset.content_key})
+        notes = read_notes(folder, {PICTURES: dataset.fingerprint})
         rows = dataset.splits[split]
         rows = rows.take(~np.isin(rows.files, notes["skipped_images"]))
-        features = np.load(features_file(folder, split), mmap_mode="r")
-
-        # a row for each image, in their order, and a column for each feature
-        _, *listed = read_csv(folder / f"{split}.csv", EXTRACT_AGAIN)
-        if [row[0] for row in listed] != [printable(file) for file in rows.files.tolist()]:
-            raise ValueError("other images than the dataset's")
-        shape = len(listed), max(stop for _, stop in notes["layers"].values())
-        if features.shape != shape:
-            raise ValueError(f"shape {features.shape} where {shape} is needed")
+        features = read_array(features_file(folder, split))
+        if len(features) != len(rows.files):
+            raise ValueError(f"{len(features)} rows for {len(rows.files)} images")
     except BadInput:
         raise
     except Exception as error:  # a damaged file fails in many ways, all of them final

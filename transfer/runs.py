@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -18,11 +19,14 @@ from transfer.backend import keras
 from transfer.console import BadInput
 from transfer.data import load_dataset
 from transfer.devices import Share
-from transfer.files import lock_of, naming_errors, read_json, write_json
+from transfer.files import acquire, naming_errors, read_json, write_json
+from transfer.flags import DEFAULT_CACHE
+from transfer.folders import changed_classes
 
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "scikit-learn", "numpy", "pillow", "skops")
-FORMAT = 7  # of config.json, metrics.json and what a run resumes from
+FORMAT = 8  # of config.json, metrics.json and what a run resumes from
 OUTDATED = "made by an earlier version of these scripts"
+PLACES = ("data", "cache", "features", "out")  # flags that say where something lies, not what it is
 
 
 def run_name(*parts, **conditions):
@@ -38,7 +42,6 @@ def describe_dataset(dataset):
         "notice": dataset.notice,
         "folder": str(dataset.root),
         "fingerprint": dataset.fingerprint,
-        "content_key": dataset.content_key,
         "classes": len(dataset.labels),
         "images": {name: len(split.files) for name, split in dataset.splits.items()},
     }
@@ -132,7 +135,7 @@ def lock_folder(candidates, config, stack):
 def lock_refused(run, stack):
     """Why the folder `run` cannot be locked; None once it is, until `stack` ends."""
     try:
-        stack.enter_context(lock_of(run).acquire(timeout=0))
+        stack.enter_context(acquire(run, timeout=0))
     except Timeout:
         return "is being written by another process; wait for that one"
     return None
@@ -148,7 +151,8 @@ def mismatch(run, config):
     if stored.get("format") != FORMAT:
         return f"was {OUTDATED}; delete it"
     if (run / "metrics.json").exists():
-        return f"already holds a finished run; test it with `python test_model.py --run {run}`"
+        quoted = shlex.quote(str(run))
+        return f"already holds a finished run; test it with `python test_model.py --run {quoted}`"
 
     old = decisive(stored)
     for name, value in decisive(config).items():
@@ -160,10 +164,11 @@ def mismatch(run, config):
 def decisive(config):
     """What decides the figures of a run, from its config.json: one flat dict to compare."""
     config = json.loads(json.dumps(config))  # a file has lists for tuples
+    arguments = config.pop("arguments")
     return {
-        "pictures' names, sizes or times": config.pop("dataset").get("content_key"),
+        "pictures' names, classes or contents": config.pop("dataset").get("fingerprint"),
         "Keras backend": config.pop("versions")["keras backend"],  # and not its version
-        **config.pop("arguments"),
+        **{name: value for name, value in arguments.items() if name not in PLACES},
         **config,
     }
 
@@ -178,6 +183,7 @@ class Run(NamedTuple):
     image_size: int  # pixels a side of the images that it takes
     fingerprint: str  # of the dataset that it was trained on
     dataset_root: Path  # of that dataset then, from here
+    folds: int  # by which all its pictures were answered, and trained on; None where it has splits
 
 
 def read_run(folder):
@@ -193,36 +199,53 @@ def read_run(folder):
 
     trained_on = config["dataset"]
     is_network = not (folder / "pipeline.skops").exists()
+    metrics = read_json(folder / "metrics.json")
     return Run(
         folder=folder,
         config=config,
-        metrics=read_json(folder / "metrics.json"),
+        metrics=metrics,
         is_network=is_network,
         image_size=config["arguments" if is_network else "features"]["image_size"],
         fingerprint=trained_on["fingerprint"],
         dataset_root=Path(trained_on["folder"]).absolute(),
+        folds=metrics.get("folds"),
     )
 
 
-def dataset_of(run, seed=0):
-    """The dataset that a run was trained on; BadInput where it is elsewhere."""
-    if not run.dataset_root.is_dir():
+def dataset_of(run, seed=0, cache=DEFAULT_CACHE, moved=None):
+    """The dataset that a run was trained on: the Dataset `moved`, which --data names, where that
+    has the same pictures or nothing is left in their old place; else from there. BadInput where
+    there is neither, or where it has other classes by now."""
+    here = run.dataset_root.is_dir()
+    if moved and (run.fingerprint == moved.fingerprint or not here):
+        dataset = moved
+    elif here:
+        dataset = load_dataset(run.config["dataset"]["folder"], seed, cache)
+    else:
         raise BadInput(
             f"{run.folder} was trained on {run.dataset_root}, which is not here; name the place of "
             "its pictures with --data, or go to the folder where it was trained."
         )
-    return load_dataset(run.config["dataset"]["folder"], seed)
+    refuse_other_classes(run, dataset)
+    return dataset
+
+
+def refuse_other_classes(run, dataset):
+    """BadInput where a run was trained on other classes than those of `dataset`."""
+    labels = run.config["labels"]
+    if labels != dataset.labels:
+        raise BadInput(
+            f"{run.folder} was trained on other classes than those of {dataset.root} "
+            f"({changed_classes(labels, dataset.labels)}); name its own dataset with --data."
+        )
 
 
 def finished_runs(parent):
-    """The finished runs in `parent`, by name; says how many of an older FORMAT are left out."""
+    """The finished runs in `parent`, by name; names those left out, as of an older FORMAT."""
     runs = []
-    outdated = 0
     for path in sorted(Path(parent).glob("*/metrics.json")):
-        if read_json(path.with_name("config.json")).get("format") == FORMAT:
+        try:
             runs.append(read_run(path.parent))
-        else:
-            outdated += 1
-    if outdated:
-        print(f"Skipped in {parent}/: runs {OUTDATED} ({outdated}).")
+        except BadInput as error:
+            print(f"Skipped: {error}")
     return runs
