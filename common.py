@@ -148,7 +148,7 @@ def sample_augmentation(rng, height, width, ranges=AUGMENTATION):
 
 def affine_matrices(moves, height, width):
     """Rotation, shift and zoom about the centre, then the mirror, as one map from output to input
-    pixels. moves: dicts of `sample_augmentation`. Returns float32 (b, 6), as `warp_affine` takes
+    pixels. moves: dicts of `sample_augmentation`. Returns float32 (b, 6), as `AffineWarp` takes
     them."""
     move = {key: np.array([move[key] for move in moves], "float64") for key in IDENTITY}
     cos = np.cos(np.deg2rad(move["theta"]))
@@ -169,46 +169,20 @@ def affine_matrices(moves, height, width):
     return whole[:, :2].reshape(-1, 6).astype("float32")
 
 
-def warp_affine(images, matrices):
+class AffineWarp(layers.Layer):
     """Each of images (b, h, w, channels) through its matrix, bilinear, the edges repeated; float32.
     matrices: float32 (b, 6), from output to input: column = a0 x + a1 y + a2, row = a3 x + a4 y +
-    a5. A gather, which XLA compiles on every backend; `keras.ops.image.affine_transform` it does
-    not on TensorFlow."""
-    height, width, channels = images.shape[1:]
+    a5."""
 
-    # where each output pixel comes from
-    a = ops.reshape(matrices, (-1, 6, 1, 1))
-    x = ops.reshape(ops.arange(width, dtype="float32"), (1, 1, width))
-    y = ops.reshape(ops.arange(height, dtype="float32"), (1, height, 1))
-    column = a[:, 0] * x + a[:, 1] * y + a[:, 2]  # (b, h, w)
-    row = a[:, 3] * x + a[:, 4] * y + a[:, 5]
-    left = ops.floor(column)
-    top = ops.floor(row)
-    right_share = (column - left)[..., None]
-    low_share = (row - top)[..., None]
-    left = ops.cast(left, "int32")
-    top = ops.cast(top, "int32")
-
-    # its four neighbours there, out of the pixels of all images, one after the other
-    pixels = ops.reshape(images, (-1, channels))
-    first = ops.arange(ops.shape(images)[0], dtype="int32") * (height * width)
-    first = ops.reshape(first, (-1, 1, 1))
-
-    def neighbour(down, right):
-        rows = ops.clip(top + down, 0, height - 1)
-        columns = ops.clip(left + right, 0, width - 1)
-        return ops.cast(ops.take(pixels, first + rows * width + columns, axis=0), "float32")
-
-    upper = (1 - right_share) * neighbour(0, 0) + right_share * neighbour(0, 1)
-    lower = (1 - right_share) * neighbour(1, 0) + right_share * neighbour(1, 1)
-    return (1 - low_share) * upper + low_share * lower
-
-
-class AffineWarp(layers.Layer):
-    """`warp_affine` as a layer of (images, matrices)."""
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        # XLA does not know the operation by which TensorFlow does it
+        self.supports_jit = keras.backend.backend() != "tensorflow"
 
     def call(self, images, matrices):
-        return warp_affine(images, matrices)
+        whole = ops.pad(matrices, ((0, 0), (0, 2)))
+        images = ops.cast(images, "float32")
+        return ops.image.affine_transform(images, whole, "bilinear", "nearest")
 
 
 def augmented_model(model):
@@ -445,4 +419,4 @@ def discretize(features):
 def signed_square_root(features):
     """Square roots of features (n, n_features), negative ones' with their sign: their long tails
     become shorter (power normalisation, Perronnin et al. 2010)."""
-    return np.sign(features) * np.sqrt(np.abs(features))
+    return np.copysign(np.sqrt(np.abs(features)), features)
