@@ -7,6 +7,7 @@ import gc
 import importlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -81,6 +82,13 @@ def write_csv(root, rows, header="Image file,Medium,Museum,Museum-based instance
     (root / "MAMe_dataset.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """A working folder for tests that ask for none: theirs is not the user's."""
+    with contextlib.chdir(tmp_path_factory.mktemp("elsewhere")):
+        yield
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """made_once(name, make) -> the folder `name`, which make(folder) makes in the first process."""
@@ -141,6 +149,16 @@ def call_script(name, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *given])
         module.main(given)
+
+
+def next_command(printed):
+    """The command after "Next:" in what a script printed, as words for `call_script`; read by its
+    script's own flags first."""
+    line = printed.split("Next: ")[1].splitlines()[0]
+    _, script, *words = shlex.split(line)
+    name = script.removesuffix(".py")
+    importlib.import_module(name).parse_args(words)
+    return name, *words
 
 
 @pytest.fixture(scope="session")

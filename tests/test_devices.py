@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, read_rows
 
 import common
+from transfer import devices
 from transfer.console import BadInput
 from transfer.study import FIGURES
 from transfer.weights import load_model
@@ -62,11 +63,10 @@ def read_figures(run):
     )
 
 
-@pytest.mark.parametrize(("processes", "weight"), [(1, 12), (2, 4.5)])
-def test_batches_are_filled_up_with_rows_that_do_not_count(processes, weight):
+def test_batches_are_filled_up_with_rows_that_do_not_count():
     labels = np.arange(10)
     images = labels.astype("uint8").reshape(10, 1, 1, 1)
-    shares = [common.Share(3 * processes, processes, process) for process in range(processes)]
+    shares = [common.Share(6, 2, process) for process in range(2)]
 
     parts = [common.Batches(images, labels, 6, share=share)[1] for share in shares]
     x, y, weights = map(np.concatenate, zip(*parts))
@@ -74,7 +74,7 @@ def test_batches_are_filled_up_with_rows_that_do_not_count(processes, weight):
     assert weights.tolist() == [1, 1, 1, 1, 0, 0]
 
     training = common.Batches(images, labels, 6, seed=0, share=shares[-1])
-    assert sum(training[index][2].sum() for index in range(2)) == weight
+    assert sum(training[index][2].sum() for index in range(2)) == 4.5
 
 
 def test_what_does_not_fit_is_named(tiny, workdir, narrow, script, monkeypatch):
@@ -89,6 +89,25 @@ def test_what_does_not_fit_is_named(tiny, workdir, narrow, script, monkeypatch):
     with pytest.raises(BadInput, match="--batch-size 16: choose a multiple of 3"):
         script("finetune", *flags)
     assert not (workdir / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "said"),
+    [
+        ("flags: avx512f avx512_bf16", [], False),
+        ("Features: asimd bf16", [], False),
+        ("flags: avx512f", [], True),
+        ("flags: avx512f", ["H200"], False),
+    ],
+)
+def test_a_cpu_that_is_slow_in_bfloat16_is_said(tmp_path, monkeypatch, capsys, flags, gpus, said):
+    monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
+    devices.CPU_INFO.write_text(flags)
+    monkeypatch.setattr(devices, "accelerators", lambda: gpus)
+
+    devices.warn_of_precision("float32")
+    devices.warn_of_precision("bfloat16")
+    assert capsys.readouterr().out.count("leave out --precision bfloat16") == said
 
 
 def train_twice(folder, *command):

@@ -1,10 +1,15 @@
 """Arrays that grow on disk: files.py."""
 
+import errno
+import fcntl
+import mmap
+import os
+
 import numpy as np
 import pytest
 
-from transfer.console import BadInput
-from transfer.files import ArrayFile, build_or_load_array
+from transfer.console import BadInput, describe_error
+from transfer.files import ArrayFile, build_or_load_array, locked, write_atomically
 
 WHOLE = np.random.default_rng(0).normal(size=(23, 4, 3)).astype("float32")
 
@@ -50,3 +55,34 @@ def test_a_part_of_another_shape_is_begun_anew(file):
 
     found = build_or_load_array(file, lambda _: [WHOLE], len(WHOLE))
     np.testing.assert_array_equal(found, WHOLE)
+
+
+def refusing(number):
+    """A function of the system that always fails with this errno."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_file_system_without_maps_or_syncing_does(file, monkeypatch):
+    """An array is read whole then, and still knows its file; other errors are errors."""
+    monkeypatch.setattr(mmap, "mmap", refusing(errno.ENODEV))
+    monkeypatch.setattr(os, "fsync", refusing(errno.EINVAL))
+    for _ in range(2):
+        found = build_or_load_array(file, lambda _: [WHOLE], len(WHOLE))
+        np.testing.assert_array_equal(found, WHOLE)
+        assert found.filename == file.path
+
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(file.path, "new")
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+    with pytest.raises(OSError) as error, locked(tmp_path / "run"):
+        pass
+    expected = f"cannot use {tmp_path}: No locks available; its file system has no locks"
+    assert describe_error(error.value).startswith(expected)

@@ -8,11 +8,15 @@ batch is shared out evenly and gradients are averaged: the same training as on o
 """
 
 import contextlib
-import os
+from pathlib import Path
 from typing import NamedTuple
 
-from transfer.backend import keras
+import joblib
+
+from transfer.backend import CHOICES, keras
 from transfer.console import BadInput
+
+CPU_INFO = Path("/proc/cpuinfo")  # Linux: what instructions the processor has, among others
 
 
 class Share(NamedTuple):
@@ -38,27 +42,18 @@ def on_devices(devices, batch_size, processes=False):
 
     scope = contextlib.nullcontext()
     if backend == "jax":
-        scope = jax_scope(devices, batch_size, processes)
+        scope = jax_scope(devices, processes)
     with scope:
         share = current_share()
         if batch_size % share.replicas:
             raise BadInput(
-                f"--batch-size {batch_size}: choose a multiple of {share.replicas} (devices)."
+                f"--batch-size {batch_size}: choose a multiple of {share.replicas} (devices), or "
+                "another number of --devices."
             )
-        yield share, describe_devices(backend, share)
+        yield share, describe_devices(share)
 
 
-def choose_devices(wanted, found, batch_size):
-    """How many of the devices `found` are used: those wanted, or as many as a batch can be shared
-    among."""
-    if wanted is None:
-        return max(number for number in range(1, found + 1) if batch_size % number == 0)
-    if wanted > found:
-        raise BadInput(f"--devices {wanted}: there are {found} accelerators; choose fewer.")
-    return wanted
-
-
-def jax_scope(devices, batch_size, processes):
+def jax_scope(devices, processes):
     """A context in which JAX computes on so many devices of each process."""
     import jax
 
@@ -74,17 +69,24 @@ def jax_scope(devices, batch_size, processes):
                 "KERAS_DISTRIBUTION_JOB_ADDRESSES and the like (docs/devices.md)."
             ) from None
 
-    local = jax.local_devices()
-    on_cpu = local[0].platform == "cpu"
-    found = 1 if on_cpu and not devices else len(local)  # a CPU is shared only where asked
-    devices = choose_devices(devices, found, batch_size)
+    try:
+        local = jax.local_devices()
+    except Exception as error:  # JAX asserts, among others
+        raise BadInput(
+            f"JAX finds nothing to compute on ({error!r}); check JAX_PLATFORMS, or {CHOICES}."
+        ) from None
+    if not devices:  # a CPU is shared only where asked
+        devices = 1 if local[0].platform == "cpu" else len(local)
+    if devices > len(local):
+        raise BadInput(f"--devices {devices}: there are {len(local)}; choose fewer.")
     if devices == 1 and not processes:
         return contextlib.nullcontext()
 
-    names = []
-    for process in range(jax.process_count()):
-        for device in jax.local_devices(process)[:devices]:
-            names.append(f"{device.platform}:{device.id}")
+    names = [
+        f"{device.platform}:{device.id}"
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process)[:devices]
+    ]
     # each process gives its own part of a batch: nothing is left for Keras to share out
     return keras.distribution.DataParallel(devices=names, auto_shard_dataset=False).scope()
 
@@ -100,20 +102,21 @@ def current_share():
     return Share(replicas, jax.process_count(), jax.process_index())
 
 
-def describe_devices(backend, share):
-    """One line on what `backend` computes on."""
-    found = accelerators(backend)
-    line = found[0] if found else f"CPU, {os.cpu_count()} threads"
+def describe_devices(share):
+    """One line on what Keras' backend computes on."""
+    found = accelerators()
+    line = found[0] if found else f"CPU, {joblib.cpu_count()} threads"
     if share.replicas > 1:
         line += (
             f"; each batch is shared out among {share.replicas} devices "
             f"(processes: {share.processes})"
         )
-    return f"{line} ({backend})"
+    return f"{line} ({keras.backend.backend()})"
 
 
-def accelerators(backend):
-    """Names of the accelerators that a backend sees on this machine."""
+def accelerators():
+    """Names of the accelerators that Keras' backend sees on this machine."""
+    backend = keras.backend.backend()
     if backend == "jax":
         import jax
 
@@ -126,3 +129,16 @@ def accelerators(backend):
 
     gpus = tensorflow.config.list_physical_devices("GPU")
     return [tensorflow.config.experimental.get_device_details(gpu)["device_name"] for gpu in gpus]
+
+
+def warn_of_precision(precision):
+    """Say that `precision` is slow, where a CPU computes that has no instructions for it. Elsewhere
+    than on Linux nothing is known of that."""
+    if precision != "bfloat16" or accelerators() or not CPU_INFO.is_file():
+        return
+    if "bf16" not in CPU_INFO.read_text():  # avx512_bf16, amx_bf16; ARM: bf16
+        print(
+            "This processor has no instructions for bfloat16: all takes several times as long as in"
+            " float32, training up to ten times; leave out --precision bfloat16.",
+            flush=True,
+        )

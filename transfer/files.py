@@ -7,6 +7,7 @@ block.
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
@@ -14,6 +15,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +27,14 @@ MAX_NAME = 120  # bytes of a part of a file's name; file systems take 255 for al
 
 
 def sync(path):
-    """Wait until a file's content has reached the disk, so that a power failure cannot take it."""
+    """Wait until a file's content has reached the disk, so that a power failure cannot take it;
+    where the file system does not offer that, go on."""
     with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
 
 
 @contextlib.contextmanager
@@ -67,8 +74,11 @@ def write_json(path, content):
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path):
-    """The content of a JSON file that one of the scripts wrote; BadInput where it is damaged."""
+def read_json(path, missing=None):
+    """The content of a JSON file that one of the scripts wrote; `missing` where there is none.
+    BadInput where it is damaged, or where there is none and it has to be."""
+    if missing is not None and not Path(path).exists():
+        return missing
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -81,11 +91,12 @@ def read_json(path):
 
 def write_csv(path, rows):
     """Write a list of dicts with the same keys as CSV, atomically."""
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+    # Python before 3.11.9 and 3.12.3 puts a carriage return into quotes only if lines end with one
+    lines = []
+    writer = csv.DictWriter(SimpleNamespace(write=lines.append), rows[0], lineterminator="\r\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, stream.getvalue())
+    write_atomically(path, "".join(line.removesuffix("\r\n") + "\n" for line in lines))
 
 
 def read_csv(path, advice):
@@ -105,22 +116,28 @@ def read_csv(path, advice):
 
 
 def lock_of(path):
-    """The lock of a file or folder, a hidden file beside it that stays; released when its process
-    ends."""
+    """The lock of a file or folder, a hidden file beside it; released when its process ends."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
+def acquire(path, timeout=-1):
+    """Take the lock of a file or folder, to be held in a `with` block. Raises filelock.Timeout
+    where another process holds it for `timeout` seconds (for ever: -1), and OSError, which names
+    the folder, where its file system has no locks."""
+    with naming_errors(Path(path).absolute().parent):
+        return lock_of(path).acquire(timeout)
+
+
 @contextlib.contextmanager
 def locked(path):
     """Hold the lock of `path`; where another process holds it, say so and wait for it to finish."""
-    lock = lock_of(path)
     try:
-        held = lock.acquire(timeout=0)
+        held = acquire(path, timeout=0)
     except Timeout:
         print(f"Waiting for another process that is writing {path}", flush=True)
-        held = lock.acquire()
+        held = acquire(path)
     with held:
         yield
 
@@ -198,10 +215,21 @@ def build_or_load_array(file, blocks, block):
                 sync(file.part)
                 os.replace(file.part, path)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = read_array(path)
     except (ValueError, OSError, EOFError) as error:
         raise BadInput(f"{path} is damaged ({error}); delete it and run again.") from None
     return array.view(file.dtype)  # NumPy's header knows bfloat16 as two bytes of any kind
+
+
+def read_array(path):
+    """The array in a .npy file as a read-only memory map; in memory, whole, where the file system
+    has no maps. Errors as from numpy.load."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        array = np.load(path, allow_pickle=False).view(np.memmap)
+        array.filename = path  # as that of a map
+        return array
 
 
 def fill_array(file, blocks, block):

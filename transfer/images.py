@@ -1,7 +1,9 @@
 """Pictures as arrays: files decoded, each once, and kept on disk."""
 
 import contextlib
+import functools
 import hashlib
+import io
 import os
 import threading
 import warnings
@@ -9,65 +11,111 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pillow_heif
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from transfer.console import BadInput, progress
 from transfer.files import ArrayFile, Rows, build_or_load_array, read_json, write_json
 
-DECODING = 3  # version of what this module makes of a file: part of the key of all that is stored
+DECODING = 4  # version of what this module makes of a file: part of the key of all that is stored
 DECODE_BLOCK = 256  # images decoded and written at once
-LARGE_PIXELS = 2**26  # above which pictures are decoded one at a time
+LARGE_PIXELS = 2**26  # above which a picture is reduced, or refused where memory is short
 LARGEST_VALUES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 NO_SUCH_FILE = "there is no such file"
 MAX_LISTED = 1000  # unreadable files that an error lists, of all those that it counts
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # in bytes, or "max"
 
-one_large_picture = threading.Lock()
+being_decoded = []  # bytes that each of the pictures takes that threads work on
+decoding_ends = threading.Condition()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of large or odd pictures, decided on here
 Image.MAX_IMAGE_PIXELS = None  # as `check_size` decides
+# a chunk of a PNG's metadata may be as large as all of them together
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 pillow_heif.register_heif_opener()
 
 
-def open_image(path, size):
-    """One image file as a Pillow image in RGB, the right way up, transparent places white; of an
-    animation the first picture. size: pixels a side that are needed of it. Raises OSError
-    (UnidentifiedImageError among them) or ValueError where it cannot be read, is no picture, or
-    would take too much memory."""
-    with Image.open(path) as image:
-        large = image.width * image.height > LARGE_PIXELS
-        with one_large_picture if large else contextlib.nullcontext():
-            if large:
-                check_size(image, size)
-            image = ImageOps.exif_transpose(image)
+def read_image(path, size, shrink):
+    """One image file as a Pillow image in RGB (sRGB, where it has a colour profile), the right way
+    up, transparent places white; of an animation the first picture. size: pixels a side that are
+    needed of it. shrink(image) -> the image that is returned, before its colours are converted.
+    Raises OSError (UnidentifiedImageError among them) or ValueError where it cannot be read, is no
+    picture, or would take too much memory."""
+    with Image.open(path) as image, memory_for(image, size):
+        image.load()
 
-            # grey of more than 8 bits, and floats: convert() would cut them off at 255
-            if image.mode[0] in "IF":
-                image = Image.fromarray(as_bytes(np.asarray(image)))
+        # damaged metadata fail in many ways, none of which matters: it stays as it lies
+        with contextlib.suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
 
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+        # what its values mean: grey (L), inks of a printer (CMYK), else RGB
+        mode = Image.getmodebase(image.mode).replace("P", "RGB")
+        if image.mode == "CMYK":
+            mode = "CMYK"
+        mode, transform = srgb_transform(image.info.get("icc_profile"), mode)
+
+        # grey of more than 8 bits, and floats: convert() would cut them off at 255
+        if image.mode[0] in "IF":
+            image = Image.fromarray(as_bytes(np.asarray(image)))
+
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+        # convert() would copy what is in that mode already
+        if image.mode != mode:
+            image = image.convert(mode)
+        image = shrink(image)
+        return transform.apply(image) if transform else image
 
 
-def check_size(image, size):
-    """Raise ValueError where a large picture takes too much memory, before it is decoded. A JPEG's
-    decoder gives an eighth of the size as well, and reads line by line unless the file is
-    progressive."""
+@functools.lru_cache(32)  # a collection has few profiles, and each takes milliseconds
+def srgb_transform(profile, mode):
+    """How the colours of an image with the ICC profile `profile` (bytes, or None) become sRGB's:
+    (mode that it is in before, transform to RGB). The transform is None where there is nothing to
+    do: no profile, a damaged one, or one of another kind of image than `mode` (L, RGB or CMYK).
+    Threads may share it: LittleCMS keeps nothing in it between two calls."""
+    if not profile:
+        return "RGB", None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB")
+    except (OSError, ImageCms.PyCMSError):
+        return "RGB", None
+    return mode, transform
+
+
+@contextlib.contextmanager
+def memory_for(image, size):
+    """Within it, an image that was opened may be decoded: as many at once as fit into a tenth of
+    the memory, or one. size: pixels a side that are needed of it. Raises ValueError where a large
+    one does not fit. A JPEG's decoder gives an eighth of the size as well, and reads line by line
+    unless the file is progressive."""
     width, height = image.size
-    image.draft(None, (size, size))
+    large = width * height > LARGE_PIXELS
+    if large:
+        image.draft(None, (size, size))
     needed = 4 * image.width * image.height
     if image.info.get("progressive"):
         needed += 6 * width * height
 
     limit = memory_limit() / 10
-    if needed > limit:
+    if large and needed > limit:
         raise ValueError(
             f"its {width} x {height} pixels would take {needed / 1e9:.1f} GB, more than a tenth of"
             f" this machine's memory ({limit / 1e9:.1f} GB)"
         )
+    with decoding_ends:
+        decoding_ends.wait_for(lambda: not being_decoded or sum(being_decoded) + needed <= limit)
+        being_decoded.append(needed)
+    try:
+        yield
+    finally:
+        with decoding_ends:
+            being_decoded.remove(needed)
+            decoding_ends.notify_all()
 
 
 def memory_limit():
@@ -96,14 +144,18 @@ def as_bytes(values):
 
 def decode_image(path, image_size):
     """One image file as uint8 (image_size, image_size, 3), resized bilinearly; errors as
-    `open_image`."""
-    size = (image_size, image_size)
-    return np.asarray(open_image(path, image_size).resize(size, Image.Resampling.BILINEAR))
+    `read_image`."""
+
+    def shrink(image):
+        return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+
+    return np.asarray(read_image(path, image_size, shrink))
 
 
 def decode_all(paths, image_size, description=None):
-    """Decode `paths` on all cores. description: what is shown of the progress; nothing without it.
-    Returns (uint8 (n, size, size, 3), {row that could not be read, left black: why})."""
+    """Decode `paths` on all cores that this process may use. description: what is shown of the
+    progress; nothing without it. Returns (uint8 (n, size, size, 3), {row that could not be read,
+    left black: why})."""
     images = np.zeros((len(paths), image_size, image_size, 3), "uint8")
 
     def decode(row):
@@ -117,18 +169,11 @@ def decode_all(paths, image_size, description=None):
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             return " ".join(reason.split())
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         reasons = pool.map(decode, range(len(paths)))
         if description:
             reasons = progress(reasons, description, len(paths), " images")
         return images, {row: reason for row, reason in enumerate(reasons) if reason}
-
-
-def readable_again(paths, image_size):
-    """How many of the files at `paths`, all of them unreadable when they were last tried, can be
-    read now, as their rights or Pillow may have changed: neither changes a file's size or time."""
-    _, unreadable = decode_all(paths, image_size)
-    return len(paths) - len(unreadable)
 
 
 def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable=False):
@@ -178,8 +223,8 @@ def describe_skipped(dataset, skipped):
 def cached_images(dataset, name, image_size, cache):
     """Decoded images of the split called `name`, from the folder `cache`, filled first where
     needed. Returns (uint8 (n, size, size, 3), a memory map unless `cache` is "none"; {file that
-    cannot be read: why}). Such a file's image is black; it is noted beside the array and tried
-    again at each call."""
+    cannot be read: why}). Such a file's image is black; it is noted beside the array, whose name
+    has the digests of all files: one that can be read by now has another."""
     split = dataset.splits[name]
     files = split.files.tolist()
     paths = [dataset.image_folder / file for file in files]
@@ -189,30 +234,19 @@ def cached_images(dataset, name, image_size, cache):
         images, bad = decode_all(paths, image_size, description)
         return images, {files[row]: reason for row, reason in bad.items()}
 
-    key = f"{DECODING} {image_size} {files} {split.stamps.tolist()}"
+    key = f"{DECODING} {image_size} {files} {split.digests.tolist()}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = Path(cache) / f"{dataset.name}-{name}-{image_size}-{digest}.npy"
     notes = path.with_suffix(".unreadable.json")
-
-    # rights change neither a file's size nor its time
-    unreadable = [dataset.image_folder / file for file in read_unreadable(notes)]
-    if path.exists() and readable_again(unreadable, image_size):
-        path.unlink()  # all are decoded anew
-        notes.unlink()
 
     def decoded(starts):
         for start in starts:
             images, bad = decode_all(paths[start : start + DECODE_BLOCK], image_size)
             if bad:  # noted before the block is written, so that no interruption can lose it
                 named = {files[start + row]: reason for row, reason in bad.items()}
-                write_json(notes, read_unreadable(notes) | named)
+                write_json(notes, read_json(notes, {}) | named)
             yield images
 
     file = ArrayFile(path, (len(files), image_size, image_size, 3), "uint8", description)
     images = build_or_load_array(file, decoded, DECODE_BLOCK)
-    return images, read_unreadable(notes)  # another process may have filled both
-
-
-def read_unreadable(notes):
-    """{file: why it could not be read} as `cached_images` noted it."""
-    return read_json(notes) if notes.exists() else {}
+    return images, read_json(notes, {})  # another process may have filled both

@@ -1,25 +1,42 @@
 """What is plotted, as PNG with the dataset's notice: curves, confusion matrices, explanations."""
 
-import functools
+import contextlib
 import io
 import warnings
 from math import ceil
 
 import numpy as np
-from matplotlib import font_manager
+from matplotlib import font_manager, style
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
-from matplotlib.text import Text
-from sklearn.metrics import ConfusionMatrixDisplay
 
 from transfer.files import printable, write_atomically
-from transfer.images import open_image
+from transfer.images import read_image
 
 GALLERY_ROWS = 4
 GALLERY_COLUMNS = 6
 MAX_COUNTED = 60  # classes of a confusion matrix up to which each cell says how many
+MAX_NAMED = 100  # classes up to which each is named beside it
+# matplotlib's own and, for letters that it lacks, those of Linux, Windows and macOS
+FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans", "Microsoft YaHei", "Arial Unicode MS")
+INSTALLED = set(font_manager.get_font_names())
+# matplotlib's own settings in the place of a user's; a dollar in a name begins no formula
+SETTINGS = (
+    "default",
+    {"text.parse_math": False, "font.family": [name for name in FONTS if name in INSTALLED]},
+)
 MAX_SIDE = 448  # pixels a side at which a picture is shown
 MAX_NAME = 40  # last letters of a file's name above its picture
+
+
+@contextlib.contextmanager
+def picture():
+    """Decorates a function that plots: what goes wrong there is printed, and ends nothing, as the
+    figures matter more than a picture of them."""
+    try:
+        with style.context(SETTINGS):
+            yield
+    except Exception as error:
+        print(f"A picture could not be drawn ({error!r}); its figures are in the files beside it.")
 
 
 def new_figure(width, height):
@@ -32,48 +49,20 @@ def save_figure(figure, path, notice):
     if notice:
         figure.supxlabel(notice, fontsize=8, color="firebrick")
 
-    # fonts that have every letter
-    texts = figure.findobj(Text)
-    letters = frozenset("".join(text.get_text() for text in texts)) - {"\n"}
-    for text in texts:
-        text.set_fontfamily(fonts_for(letters))
-
     stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # no font has it: `fonts_for` said so, once
+    with warnings.catch_warnings(record=True, action="always") as caught:
         figure.savefig(stream, format="png", dpi=130)
     write_atomically(path, stream.getvalue())
+    if any("Glyph" in str(warning.message) for warning in caught):
+        print(f"No font here has all letters of {path}; install one that has: {FONTS[1]}, say.")
 
 
-@functools.cache
-def fonts_for(letters):
-    """Names of fonts that together have all these letters; says which letters none has."""
-    families = ["DejaVu Sans"]  # matplotlib's own
-    missing = set(map(ord, letters)) - letters_of(font_manager.findfont(families[0]))
-    if missing:
-        for font in font_manager.fontManager.ttflist:
-            found = missing & letters_of(font.fname)
-            if found and "Last Resort" not in font.name:  # that one draws boxes
-                families.append(font.name)
-                missing -= found
-    if missing:
-        shown = "".join(map(chr, sorted(missing)))
-        print(f"No font here has the letters {shown}; install one that has, Noto Sans perhaps.")
-    return families
-
-
-def letters_of(font_file):
-    """The letters that a font has, as a set of code points."""
-    return set(FT2Font(font_file).get_charmap())
-
-
+@picture()
 def plot_curves(history, path, title, notice):
     """Plot loss and accuracy of a history (list of rows as in history.csv), its stages named above
     the curves."""
     epochs = [row["epoch"] for row in history]
     firsts = {row["stage"]: row for row in reversed(history)}  # of each stage
-    starts = [row["epoch"] - 0.5 for row in firsts.values()]
-    names = [f"{row['stage']}: {row['trained']}" for row in firsts.values()]
 
     figure = new_figure(11, 4.6)
     figure.suptitle(title)
@@ -83,47 +72,55 @@ def plot_curves(history, path, title, notice):
         axes.set(xlabel="epoch", ylabel=key)
         axes.locator_params(axis="x", integer=True)
         axes.legend()
-        for start in starts:
-            axes.axvline(start, color="grey", linestyle="--", linewidth=1)
-        above = axes.secondary_xaxis("top")
-        above.set_xticks(starts, names, rotation=20, ha="left", fontsize=7)
+        for number, row in firsts.items():
+            start = row["epoch"] - 0.5
+            axes.axvline(start, color="grey", linestyle="--")
+            name = f"{number}: {row['trained']}"
+            axes.annotate(name, (start, 1), xycoords=("data", "axes fraction"), rotation=20)
     save_figure(figure, path, notice)
 
 
+@picture()
 def plot_confusion(matrix, labels, path, title, notice):
     """Plot a confusion matrix of counts (true rows, predicted columns), coloured by row share."""
-    counted = len(labels) <= MAX_COUNTED
-    size = max(6.5, 0.38 * min(len(labels), MAX_COUNTED) + 2.5)
+    count = len(labels)
+    size = np.clip(0.38 * count + 2.5, 6.5, 13)
     figure = new_figure(size + 0.8, size)
     axes = figure.subplots()
-    axes.set_title(title)
 
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    display = ConfusionMatrixDisplay(share, display_labels=labels).plot(
-        include_values=counted,
-        cmap="Blues",
-        xticks_rotation="vertical",
-        ax=axes,
-        im_kw={"vmin": 0, "vmax": 1},
-        text_kw={"fontsize": 7},
-    )
-    display.im_.colorbar.set_label("share of the true class")
-    axes.tick_params(labelsize=min(10, 10 * MAX_COUNTED / len(labels)))
-    if counted:
-        for cell, count in np.ndenumerate(matrix):
-            display.text_[cell].set_text(count or "")
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class")
+
+    # as many names as can be read, one for every so many classes
+    named = range(0, count, ceil(count / MAX_NAMED))
+    names = [labels[number] for number in named]
+    axes.set_xticks(named, names, rotation=90, fontsize=7)
+    axes.set_yticks(named, names, fontsize=7)
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+
+    # and numbers
+    if count <= MAX_COUNTED:
+        for (row, column), number in np.ndenumerate(matrix):
+            if number:
+                colour = "white" if share[row, column] > 0.5 else "black"
+                axes.text(column, row, number, color=colour, fontsize=7, ha="center", va="center")
     save_figure(figure, path, notice)
 
 
 def thumbnail(path):
     """A picture at the size at which it is shown, with its own aspect ratio."""
-    image = open_image(path, MAX_SIDE)
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    return image
+
+    def shrink(image):
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        return image
+
+    return read_image(path, MAX_SIDE, shrink)
 
 
+@picture()
 def plot_explanation(path, picture_path, heat, ranked, notice):
-    """Plot one picture, its Grad-CAM map `heat` of 0 to 1, float32 (height, width) of any size, and
+    """Plot one picture, its map `heat` of 0 to 1, float32 (height, width) of any size, and
     its most likely classes. ranked: [(class, probability)], the most likely first."""
     figure = new_figure(11, 3.9)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
@@ -144,25 +141,27 @@ def plot_explanation(path, picture_path, heat, ranked, notice):
         extent=shown.get_extent(),
         interpolation="bilinear",
     )
-    middle.set_title(f"what speaks for {ranked[0][0]!r} (Grad-CAM)", fontsize=9)
+    middle.set_title(f"what speaks for {ranked[0][0]!r}", fontsize=9)
     middle.axis("off")
 
-    for name, probability in reversed(ranked):
+    for name, probability in ranked:
         right.barh(f"{name}\n{probability:.2%}", probability, color="steelblue")
+    right.invert_yaxis()
     right.set(xlim=(0, 1), xticks=())
     save_figure(figure, path, notice)
 
 
+@picture()
 def plot_gallery(path, mistakes, title, notice):
     """Plot a gallery of mistakes, at most GALLERY_ROWS * GALLERY_COLUMNS: [(path, true class,
-    predicted class, its probability)]."""
+    predicted class, its probability, ...)]."""
     rows = ceil(len(mistakes) / GALLERY_COLUMNS)
     figure = new_figure(2.15 * GALLERY_COLUMNS, 2.5 * rows + 0.6)
     figure.suptitle(title)
-    grid = figure.subplots(rows, GALLERY_COLUMNS, squeeze=False).flatten()
+    grid = figure.subplots(rows, GALLERY_COLUMNS).flatten()
     for axes in grid:
         axes.axis("off")
-    for axes, (path_of_picture, true, predicted, probability) in zip(grid, mistakes):
+    for axes, (path_of_picture, true, predicted, probability, *_) in zip(grid, mistakes):
         axes.imshow(thumbnail(path_of_picture))
         axes.set_title(f"{true}\n-> {predicted} {probability:.0%}", fontsize=8)
     save_figure(figure, path, notice)

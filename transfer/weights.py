@@ -9,10 +9,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from packaging.version import Version
 
 from common import all_layers, convolutions
 from transfer.backend import keras
 from transfer.console import BadInput
+from transfer.devices import warn_of_precision
 
 CONVOLUTIONS = [
     "block1_conv1",
@@ -143,15 +145,32 @@ def check_numbers(path, arrays):
 
 @contextlib.contextmanager
 def refusing_damage(path):
-    """Within it, any error is a BadInput that calls the file `path` damaged."""
+    """Within it, any error is a BadInput that calls the file `path` damaged, or too new."""
     try:
         yield
     except Exception as error:  # a damaged file fails in many ways, all of them final
+        written = newer_keras(path)
+        if written:
+            raise BadInput(
+                f"{path} was written by Keras {written}, and Keras {keras.__version__}, which is "
+                "installed, cannot read it: pip install --upgrade keras."
+            ) from None
         reason = str(error).strip().split("\n")[0]
         raise BadInput(
             f"{path} is damaged or truncated, or no file of Keras ({reason}); copy or download it "
             "again, or name another."
         ) from None
+
+
+def newer_keras(path):
+    """The version of Keras that wrote the .keras file `path` where it is newer than the installed
+    one, else None."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            written = Version(json.loads(archive.read("metadata.json"))["keras_version"])
+    except Exception:  # an .h5, or damaged
+        return None
+    return written if written > Version(keras.__version__) else None
 
 
 def model_file(path):
@@ -200,9 +219,10 @@ def weights_digest(model, layers):
 
 def with_precision(model, precision):
     """`model`, or a copy of it with a new random state, that computes in "float32" or "bfloat16".
-    Variables, preprocessing, means and the softmax are float32 in either."""
+    Variables, preprocessing, means and the softmax are float32 in either. Says where it is slow."""
     if model.get_layer("block1_conv1").compute_dtype == precision:
         return model
+    warn_of_precision(precision)
 
     def clone(layer):
         config = layer.get_config()
