@@ -4,11 +4,14 @@
     python random_forest.py --grid                        every setting and layer set of the study
     python random_forest.py --weights RUN --leaf 2 --trees 50     on a fine-tuned network
     python random_forest.py --classifier linear           a linear classifier instead
+    python random_forest.py --classifier linear --folds 5     every picture tested, then trained on
 
 --discretize puts the full-network embedding (Garcia-Gasulla et al. 2018) before the forest: each
 feature standardised by the training split, then -1 below -0.25, +1 above 0.15, else 0. The linear
-classifier is a ridge regression on the features' standardised square roots. Features that are not
-stored yet are extracted first.
+classifier is a ridge regression on the features' standardised square roots. --folds is for few
+pictures: the classifier is fitted K times, each time without a Kth of them, which it then answers.
+Those answers say how good it is, and which labels are suspect; the one that is kept is fitted on
+all pictures. Features that are not stored yet are extracted first.
 """
 
 import argparse
@@ -17,9 +20,9 @@ from itertools import product
 from pathlib import Path
 
 from transfer import flags
-from transfer.console import BadInput, print_configuration, run_script
+from transfer.console import BadInput, print_configuration, print_next, run_script
 from transfer.files import short_name
-from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_TREES
+from transfer.study import FOREST_LAYERS, FOREST_LEAVES, FOREST_TREES, SPLITS
 
 ALPHAS = (100.0, 300.0, 1000.0, 3000.0)
 # Flag: its value where it is not given, its value then with --grid, and the one classifier that has
@@ -46,7 +49,8 @@ def parse_args(argv=None):
         "--alpha",
         type=flags.positive_float,
         metavar="A",
-        help="penalty of large weights (default: the best of 100, 300, 1000, 3000 on validation)",
+        help="penalty of large weights (default: the best of 100, 300, 1000, 3000 on validation, "
+        "with --folds on each fold's training pictures)",
     )
     add("--trees", type=flags.positive, metavar="N", help="number of trees (default: 100)")
     add("--leaf", type=flags.positive, metavar="N", help="minimum images per leaf (default: 2)")
@@ -56,11 +60,19 @@ def parse_args(argv=None):
         help="reduce each feature to -1, 0 or +1 first (full-network embedding; default: no)",
     )
     flags.add_balanced(add)
-    add(
+    group = parser.add_argument_group("how many are fitted").add_mutually_exclusive_group()
+    group.add_argument(
         "--grid",
         action="store_true",
         help="every setting of the study, with and without --discretize; "
         "flags that you give restrict it",
+    )
+    group.add_argument(
+        "--folds",
+        type=flags.folds,
+        metavar="K",
+        help="cross-validation over the pictures of all splits, of one setting, in 3 folds or more "
+        "(5, say); the classifier is then fitted on all of them, so that none is left for a test",
     )
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group)
@@ -89,7 +101,7 @@ def values_of(setting):
 
 
 def plan_settings(args):
-    """What to fit: [(layers, discretize, setting as `fit_classifier` takes it)]."""
+    """What to fit: [(layers, discretize, setting as `new_pipeline` takes it)]."""
     from sklearn.model_selection import ParameterGrid
 
     if args.classifier == "linear":
@@ -104,8 +116,8 @@ def plan_settings(args):
     return list(product(values_of(args.layers), discretize, ParameterGrid(grid)))
 
 
-def extract_features(args, dataset):
-    """The folder where the features of train and val lie; those not there yet are extracted."""
+def extract_features(args, dataset, splits):
+    """The folder where the features of `splits` lie; those not there yet are extracted."""
     from transfer import features
 
     # one extraction serves every layer set; only dense layers are tied to one image size
@@ -114,12 +126,10 @@ def extract_features(args, dataset):
     if not dense and features.own_size(spec) != args.image_size:
         spec = replace(spec, layers="conv")
 
-    folder = features.features_folder(spec, dataset, args.skip_unreadable)
     options = features.ExtractionOptions(
         args.batch_size, args.cache, args.skip_unreadable, args.devices
     )
-    features.extract_features(spec, dataset, ("train", "val"), folder, options)
-    return folder
+    return features.extract_features(spec, dataset, splits, options)
 
 
 def name_run(args, weights):
@@ -138,6 +148,7 @@ def name_run(args, weights):
         tried,
         discretized=args.discretize is True,
         balanced=args.balanced,
+        folds=args.folds,
     )
 
 
@@ -148,33 +159,43 @@ def main(argv=None):
     from transfer.data import load_dataset
     from transfer.features import load_features, resolve_weights
     from transfer.files import read_json, write_csv, write_json
+    from transfer.folds import assign_folds, fit_folds
     from transfer.report import print_run
     from transfer.runs import describe_run, read_run, start_run
 
-    dataset = load_dataset(args.data, args.seed)
+    dataset = load_dataset(args.data, args.seed, args.cache)
     resolve_weights(args, dataset)
     flags.resolve_arguments(args, dataset)
     print_configuration(args, dataset)
 
     # the features; input that cannot be used ends here, before a run begins
-    folder = Path(args.features or extract_features(args, dataset))
+    splits = SPLITS if args.folds else SPLITS[:2]
+    folder = Path(args.features or extract_features(args, dataset, splits))
     notes = read_json(folder / "features.json")
     for layers in values_of(args.layers):
         parse_layers(list(notes["layers"]), layers)
-    stored = {split: load_features(folder, dataset, split)[:2] for split in ("train", "val")}
+    # a grid selects the columns of each layer set from all
+    layers = args.layers if args.folds else None
+    stored = {split: load_features(folder, dataset, split, layers) for split in splits}
+    if args.folds:
+        folds = assign_folds(dataset, stored, args.folds, args.seed)
 
     # every setting, the best one kept
     config = describe_run(args, dataset, features=notes)
     with start_run(config, name_run(args, notes["weights"]), args.out) as run:
-        rows = fit_all(plan_settings(args), dataset, stored, notes["layers"], run, args.seed)
+        plan = plan_settings(args)
+        if args.folds:
+            rows = fit_folds(plan, dataset, stored, folds, run, args.seed)
+        else:
+            rows = fit_all(plan, dataset, stored, notes["layers"], run, args.seed)
         write_csv(run / "classifiers.csv", [{**row, "dataset": dataset.name} for row in rows])
         origin = {"dataset": dataset.name, "notice": dataset.notice}
         write_json(run / "metrics.json", {**origin, **best_row(rows), "classifiers": rows})
-        (run / "classifiers.json").unlink()
+        (run / "classifiers.json").unlink(missing_ok=True)
 
     print_run(read_run(run))
     print(f"\nResults: {run}/ (metrics.json, classifiers.csv; pipeline.skops, the best of them)")
-    print(f"Next: python test_model.py --run {run}")
+    print_next("test_model.py", run=run)
 
 
 if __name__ == "__main__":

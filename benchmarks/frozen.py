@@ -1,145 +1,131 @@
-"""What pays on frozen features, by five-fold cross-validation over all pictures of a set.
+"""What frozen features are worth, by the product's five-fold cross-validation over all pictures.
 
     python benchmarks/vgg16_imagenet.py
     python benchmarks/frozen.py --data ../shared/real/rijks ../shared/real/trashnet --sizes 224 320
+    python benchmarks/frozen.py --data DIR --promises      instead: suspect labels, promises, splits
 
 Forests and linear classifiers on the means of the 13 convolutions, each on the same folds. A
-difference is to the first row, picture by picture, in points with its standard error. "0..1" gives
-the convolutions pictures scaled to 0..1 instead of VGG16's own preprocessing. Then the study's
-forests; then the linear classifier fitted on so many training pictures of each class (three random
-choices), on the test split.
+difference is to the first row, picture by picture, in points with its standard error. Then the
+study's forests; then the linear classifier fitted on so many training pictures of each class (three
+random choices), on the test split.
+
+--promises: of labels changed at random how many are found among the suspects (beside cleanlab's
+ranking of the same probabilities, where that is installed); how often --accept misses what it
+promised of new pictures, and how many of them it answers, beside the lowest confidence that was
+right often enough (the rule before it); how far tests of 20% lie from the figure of the folds.
 """
 
+import contextlib
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from measure import describe_machine, few_of_each
-from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_curve
+from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 import common
 from transfer import features
-from transfer.backend import keras
+from transfer.classifiers import new_pipeline
 from transfer.data import load_dataset
 from transfer.flags import script_parser
-from transfer.images import load_images
-from transfer.stats import mean_and_error
+from transfer.folds import assign_folds, cross_validate, fit_best
+from transfer.stats import mean_and_error, promised_confidence
 from transfer.study import SPLITS
 
 FOLDS = 5
 COUNTS = (10, 30, 100)  # training pictures of each class
-CHOICES = 3  # of so many pictures
+CHOICES = 3  # of so many pictures, and of labels to change
+CHANGED = 0.05  # of the labels
+LABELLED = (160, 320, 640, 960)  # pictures that a promise rests on
+SHARES = (0.8, 0.9, 0.95)
+DRAWS = 50  # of so many pictures
+TESTS = 20
 BATCH_SIZE = 32
 
 
-def linear(before=common.signed_square_root, alpha=1000.0, class_weight=None):
-    """The product's linear classifier at one alpha; its scores are not made probabilities."""
-    ridge = RidgeClassifier(alpha, class_weight=class_weight)
-    return make_pipeline(FunctionTransformer(before), StandardScaler(), ridge)
+def linear(**setting):
+    """The product's linear classifier at one alpha."""
+    return new_pipeline({"alpha": 1000.0, **setting}, False, 0)
 
 
-def forest(leaf=2, class_weight=None):
+def forest(leaf=2, discretized=False, **setting):
     """A forest of the study, its best one where nothing else is said."""
-    settings = {"min_samples_leaf": leaf, "class_weight": class_weight}
-    return RandomForestClassifier(50, **settings, n_jobs=-1, random_state=0)
+    setting = {"min_samples_leaf": leaf, "n_estimators": 50, **setting}
+    return new_pipeline(setting, discretized, 0)
 
 
-def embedding(classifier):
-    """The full-network embedding, then a classifier."""
-    return make_pipeline(StandardScaler(), FunctionTransformer(common.discretize), classifier)
+def without_roots(*before):
+    """The linear classifier on standardised features, `before` it something else."""
+    return make_pipeline(StandardScaler(), *before, RidgeClassifier(1000.0))
 
 
 def logistic():
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
 
 
+def answers(pipeline, x, y, folds):
+    """What `cross_validate` gives, at the penalty of the pipeline."""
+    return cross_validate(pipeline, [pipeline[-1].get_params()], x, y, folds)
+
+
 def load_features(dataset, size, args, layers="conv"):
     """Features and labels of all pictures of a dataset, extracted where they are not stored.
 
-    Returns (float32 (n, n_features), labels (n,), {split: how many of the rows are its}): the
-    splits one after the other.
+    Returns (float32 (n, n_features), {split: of `features.load_features`}): the splits one after
+    the other.
     """
     spec = features.FeatureSpec(args.weights, "conv", size, 0, args.precision)
-    folder = features.features_folder(spec, dataset, False)
     options = features.ExtractionOptions(BATCH_SIZE)
-    features.extract_features(spec, dataset, SPLITS, folder, options)
-    parts = []
-    labels = []
-    counts = {}
-    for split in SPLITS:
-        part, of_part, _ = features.load_features(folder, dataset, split, layers)
-        parts.append(part)
-        labels.append(of_part)
-        counts[split] = len(of_part)
-    return np.concatenate(parts), np.concatenate(labels), counts
-
-
-def scaled_features(dataset, size, args):
-    """The same features of pictures scaled to 0..1, without VGG16's own preprocessing."""
-    spec = features.FeatureSpec(args.weights, "conv", size, 0, args.precision)
-    model = features.build_network(spec)
-    pooled, _ = common.feature_extractor(model, common.convolutions(model))
-
-    # what preprocessing turns into RGB of 0..1: it reverses the channels and subtracts the mean
-    images = keras.Input((size, size, 3))
-    mean = common.IMAGENET_MEAN[::-1]
-    undone = keras.layers.Rescaling(1 / 255, offset=mean, dtype="float32")
-    scaled = keras.Model(images, pooled(undone(keras.ops.flip(images, axis=-1))))
-
-    decoded = load_images(dataset, SPLITS, size)
-    arrays = [decoded.splits[split].images for split in SPLITS]
-    found = [scaled.predict(array, batch_size=BATCH_SIZE, verbose=0) for array in arrays]
-    return np.concatenate(found)
+    folder = features.extract_features(spec, dataset, SPLITS, options)
+    stored = {split: features.load_features(folder, dataset, split, layers) for split in SPLITS}
+    return np.concatenate([part for part, *_ in stored.values()]), stored
 
 
 def compared_classifiers(dataset, args):
     """The product's linear classifier and others: {title: (classifier, features)}."""
     first, *others = args.sizes
-    x, _, _ = load_features(dataset, first, args)
+    x, _ = load_features(dataset, first, args)
     rows = {
         f"linear, {first}": (linear(), x),
         "linear, alpha 300": (linear(alpha=300.0), x),
-        "linear, without square roots": (linear(before=None), x),
-        "linear, discretized": (embedding(RidgeClassifier(1000.0)), x),
+        "linear, without square roots": (without_roots(), x),
+        "linear, discretized": (without_roots(FunctionTransformer(common.discretize)), x),
         "linear, --balanced": (linear(class_weight="balanced"), x),
         "logistic regression": (logistic(), x),
         "forest": (forest(), x),
         "forest, --balanced": (forest(class_weight="balanced"), x),
     }
     for size in others:
-        other, _, _ = load_features(dataset, size, args)
+        other, _ = load_features(dataset, size, args)
         rows[f"linear, {size}"] = (linear(), other)
         rows[f"linear, {first} and {size}"] = (linear(), np.concatenate([x, other], axis=1))
-    if args.scaled:
-        rows["linear, 0..1"] = (linear(), scaled_features(dataset, first, args))
     return rows
 
 
 def study_forests(dataset, args):
     """The study's forests on the first size: {title: (classifier, features)}."""
     size = args.sizes[0]
-    x, _, _ = load_features(dataset, size, args)
-    last, _, _ = load_features(dataset, size, args, "last")
-    block5, _, _ = load_features(dataset, size, args, "block5_conv3")
+    x, _ = load_features(dataset, size, args)
+    last, _ = load_features(dataset, size, args, "last")
+    block5, _ = load_features(dataset, size, args, "block5_conv3")
     return {
         "forest, leaf 7, all": (forest(7), x),
         "forest, leaf 7, last": (forest(7), last),
         "forest, leaf 7, block5_conv3": (forest(7), block5),
         "forest, leaf 2, all": (forest(), x),
-        "the same, discretized": (embedding(forest()), x),
+        "the same, discretized": (forest(discretized=True), x),
     }
 
 
-def print_cross_validated(name, rows, y):
+def print_cross_validated(name, rows, y, folds):
     """Cross-validated accuracy of each row, {title: (classifier, features)}, beside the first's."""
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     first = None
     for title, (classifier, x) in rows.items():
-        predicted = cross_val_predict(classifier, x, y, cv=folds)
+        predicted = answers(classifier, x, y, folds).argmax(axis=1)
         right = 100.0 * (predicted == y)
         first = right if first is None else first
         gain, error = mean_and_error(right - first)
@@ -149,19 +135,86 @@ def print_cross_validated(name, rows, y):
         print(f"  {gain:+5.1f} +- {error:.1f}", flush=True)
 
 
-def print_by_count(name, x, y, counts):
-    """Test accuracy of the linear classifier by the number of training pictures of each class."""
-    train = y[: counts["train"]]
-    test = counts["train"] + counts["val"]  # its first row
+def print_by_count(name, stored):
+    """Test accuracy of the linear classifier by the number of training pictures of each class.
+    stored: as of `load_features`."""
+    x, train, _ = stored["train"]
     for count in (*COUNTS, 0):
         accuracies = []
         for choice in range(CHOICES if count else 1):
             rows = few_of_each(train, count, choice)
-            fitted = linear().fit(x[rows], y[rows])
-            accuracies.append(100 * fitted.score(x[test:], y[test:]))
+            fitted = linear().fit(x[rows], train[rows])
+            accuracies.append(100 * fitted.score(*stored["test"][:2]))
         accuracy, error = mean_and_error(accuracies)
         print(f"  {name:<12}linear, {count or 'all'} a class: {accuracy:.1f}", end="")
         print("" if error is None else f" +- {error:.1f}", flush=True)
+
+
+def print_suspects(name, x, y, folds):
+    """Of labels changed at random, what share is found among the first as many suspects; of the
+    first 24 suspects, what share was changed."""
+    for seed in range(CHOICES):
+        rng = np.random.default_rng(seed)
+        changed = rng.permutation(len(y))[: round(CHANGED * len(y))]
+        given = y.copy()
+        given[changed] += rng.integers(1, y.max() + 1, len(changed))
+        given %= y.max() + 1
+
+        found = answers(linear(), x, given, folds)
+        of_class = found[np.arange(len(y)), given]
+        orders = {
+            "self-confidence": of_class.argsort(),
+            "margin": (of_class - found.max(axis=1)).argsort(),
+        }
+        with contextlib.suppress(ImportError):
+            from cleanlab.filter import find_label_issues
+
+            by = {"return_indices_ranked_by": "self_confidence"}
+            orders["cleanlab"] = find_label_issues(given, found, **by)
+        for title, order in orders.items():
+            for count in (len(changed), 24):
+                share = np.isin(order[:count], changed).sum() / count
+                print(f"  {name:<12}seed {seed}, {title}: {share:.0%} of {count}", flush=True)
+
+
+def lowest_confidence(confidence, right, share):
+    """The rule before promises: the lowest confidence from which on a share was right."""
+    precision, _, thresholds = precision_recall_curve(right, confidence)
+    return thresholds[precision[:-1] >= share].min(initial=np.inf)
+
+
+def print_promises(name, x, y):
+    """Random pictures, answered in folds and then trained on: how many of the others are answered,
+    and in how many draws fewer of these are right than was promised."""
+    folds = np.arange(max(LABELLED)) % FOLDS
+    kinds = list(product(SHARES, (promised_confidence, lowest_confidence)))
+    for count in LABELLED:
+        found = []
+        draws = StratifiedShuffleSplit(DRAWS, train_size=count, random_state=0)
+        for rows, others in draws.split(x, y):
+            rows = rows[y[rows].argsort()]  # so that the folds have all classes alike
+            drawn = (x[rows], y[rows], folds[:count])
+            unseen = answers(linear(), *drawn)
+            kept, _ = fit_best(linear(), [{"alpha": 1000.0}], *drawn)
+            new = kept.predict_proba(x[others])
+            right = new.argmax(axis=1) == y[others]
+            for share, rule in kinds:
+                least = rule(unseen.max(axis=1), unseen.argmax(axis=1) == drawn[1], share)
+                given = new.max(axis=1) >= least
+                found.append((given.mean(), given.any() and right[given].mean() < share))
+
+        shares = np.reshape(found, (DRAWS, len(kinds), 2)).mean(axis=0)
+        for (share, rule), (answered, missed) in zip(kinds, shares):
+            print(f"  {name:<12}{count} pictures, {rule.__name__} {share}: ", end="")
+            print(f"answers {answered:.0%}, missed in {missed:.0%} of draws", flush=True)
+
+
+def print_splits(name, x, y):
+    """Accuracy on random tests of 20% of the pictures, with 70% to train on."""
+    splits = StratifiedShuffleSplit(TESTS, train_size=0.7, test_size=0.2, random_state=0)
+    tests = 100 * cross_val_score(linear(), x, y, cv=splits)
+    print(f"  {name:<12}tests of 20%: {tests.mean():.1f} +- {tests.std():.1f} each, ", end="")
+    print(f"{tests.min():.1f} to {tests.max():.1f}", flush=True)
 
 
 def main():
@@ -169,7 +222,7 @@ def main():
     add = parser.add_argument
     add("--data", nargs="+", required=True, metavar="DIR", help="folders of pictures")
     add("--sizes", type=int, nargs="+", default=[224], help="pixels a side (default: 224)")
-    add("--scaled", action="store_true", help="the 0..1 pictures as well")
+    add("--promises", action="store_true", help="suspect labels, promises and splits instead")
     add("--weights", default="data/vgg16-imagenet.h5", help="default: %(default)s")
     add("--precision", default="bfloat16", help="default: %(default)s")
     args = parser.parse_args()
@@ -178,10 +231,17 @@ def main():
     for data in args.data:
         name = Path(data).name
         dataset = load_dataset(data)
-        x, y, counts = load_features(dataset, args.sizes[0], args)
-        print_cross_validated(name, compared_classifiers(dataset, args), y)
-        print_cross_validated(name, study_forests(dataset, args), y)
-        print_by_count(name, x, y, counts)
+        x, stored = load_features(dataset, args.sizes[0], args)
+        y = np.concatenate([labels for _, labels, _ in stored.values()])
+        folds = assign_folds(dataset, stored, FOLDS, 0)
+        if args.promises:
+            print_splits(name, x, y)
+            print_suspects(name, x, y, folds)
+            print_promises(name, x, y)
+        else:
+            print_cross_validated(name, compared_classifiers(dataset, args), y, folds)
+            print_cross_validated(name, study_forests(dataset, args), y, folds)
+            print_by_count(name, stored)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def fit(setting, train, val, discretized=False, seed=0):
 def read_counts(run, labels):
     """The confusion matrix that a run wrote."""
     rows = read_rows(run / "confusion_val.csv")
-    return np.array([[row[label] for label in labels] for row in rows], int)
+    return np.array([[row[f"predicted: {label}"] for label in labels] for row in rows], int)
 
 
 def ridge(x, y, **settings):
@@ -227,9 +227,9 @@ def test_a_grid_is_fitted_from_one_extraction(tiny, workdir, features, script, m
     monkeypatch.setattr("transfer.features.build_network", None)
     opened = []
 
-    def watch(folder, dataset, split):
+    def watch(folder, dataset, split, layers):
         opened.append(split)
-        return load_features(folder, dataset, split)
+        return load_features(folder, dataset, split, layers)
 
     # all that it needs is read once
     monkeypatch.setattr("transfer.features.load_features", watch)

@@ -14,7 +14,6 @@ from transfer.files import read_json, write_json
 
 NETWORK = "runs/tiny-finetune-i-none"
 FOREST = "runs/tiny-forest-none-all-trees12-leaf2"
-CONFIDENCE = [0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.4]
 
 
 @pytest.fixture
@@ -89,7 +88,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_done(pictures, ask, wor
     [
         (["--run", NETWORK, "--predict", "empty"], "no picture in empty"),
         (["--run", NETWORK, "--predict", "nowhere.png"], "None of the 1 pictures could be read"),
-        (["--runs", "nowhere", "--predict", "grey.png"], "no finished run in nowhere/"),
+        (["--runs", "nowhere", "--predict", "grey.png"], "on any pictures in nowhere/"),
     ],
 )
 def test_nothing_to_predict_ends_with_a_sentence(in_runs, script, flags, message):
@@ -145,33 +144,19 @@ def test_an_interrupted_command_goes_on(pictures, ask, workdir, monkeypatch):
         assert resumed.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("confidence", "right", "wanted", "expected"),
-    [
-        (CONFIDENCE, [1, 1, 0, 1, 1, 1, 0], 1, 0.8),
-        (CONFIDENCE, [1, 1, 0, 1, 1, 1, 0], 0.8, 0.5),
-        (CONFIDENCE, [1, 1, 0, 1, 1, 1, 0], 0.7, 0.4),
-        ([0.6, 0.6], [1, 0], 0.9, np.inf),  # equals go together
-        ([0.6, 0.5], [0, 0], 0.1, np.inf),
-        ([0.6, 0.5], [1, 1], 0.9, 0.5),
-    ],
-)
-def test_the_confidence_is_the_lowest_that_is_right_often_enough(
-    confidence, right, wanted, expected
-):
-    assert predict.confidence_threshold(confidence, right, wanted) == expected
-
-
 @pytest.mark.parametrize("run", [NETWORK, FOREST])
-def test_without_enough_confidence_the_answer_is_unsure(pictures, ask, run):
-    ask(run, pictures, "--accept", "0.95")
-    assert len(read_json(f"{run}/validation.json")["right"]) == 12
+def test_without_enough_confidence_the_answer_is_unsure(pictures, ask, run, capsys):
+    ask(run, pictures, "--accept", "0.99")
+    assert len(read_json(f"{run}/unseen.json")["right"]) == 12  # of the validation split
+    rows = read_rows(f"{run}/predicted/predictions.csv")
+    assert {row["answer"] for row in rows} == {"unsure"}
+    assert "it takes 230 right answers" in capsys.readouterr().out
 
     # a confidence between those of the pictures at hand
-    rows = read_rows(f"{run}/predicted/predictions.csv")
     least = np.median(probabilities(rows)[:, 0]) + 1e-5
-    write_json(f"{run}/validation.json", {"confidence": [least], "right": [True]})
+    write_json(f"{run}/unseen.json", {"confidence": [least] * 45, "right": [True] * 45})
     ask(run, pictures, "--accept", "0.95")
+    assert "same kinds, in about the same shares" in capsys.readouterr().out
 
     rows = read_rows(f"{run}/predicted-2/predictions.csv")
     sure = [row for row in rows if float(row["probability_1"]) >= least]

@@ -1,7 +1,8 @@
 """How certain a figure is: stats.py."""
 
-from math import sqrt
+from math import inf, sqrt
 
+import numpy as np
 import pytest
 
 from transfer import stats
@@ -14,6 +15,55 @@ from transfer import stats
 def test_wilsons_interval_is_his_formula(right, count, low, high):
     interval = stats.wilson(right / count, count)
     assert interval == pytest.approx((low, high), abs=1e-5)
+
+
+def test_the_interval_of_balanced_accuracy_adds_up_those_of_the_classes():
+    assert stats.balanced_interval([(0.6, (0.4, 0.9))]) == pytest.approx((0.4, 0.9))
+    found = stats.balanced_interval([(0.6, (0.3, 0.9)), (0.4, (0.0, 0.8))])
+    assert found == pytest.approx((0.5 - 0.25, 0.5 + 0.25))  # 3, 4 and 5
+
+
+@pytest.mark.parametrize(
+    ("right", "share", "answered"),
+    [
+        ([1] * 22, 0.9, 22),  # 0.9 ** 22 < 0.1
+        ([1] * 21, 0.9, 0),
+        ([1] * 21 + [0], 0.9, 0),
+        ([1] * 47, 0.9, 43),  # after 22, 25, 28, 31, 35, 39
+        ([1] * 24 + [0] * 9, 0.9, 22),
+        ([0] + [1] * 70, 0.9, 0),  # it ends where it cannot begin
+        ([1] * 45, 0.95, 45),
+    ],
+)
+def test_a_promise_rests_on_the_surest_answers(right, share, answered):
+    confidence = np.linspace(0.5, 0.9, len(right))
+    least = stats.promised_confidence(confidence, np.array(right[::-1]), share)
+    assert (confidence >= least).sum() == answered
+
+
+@pytest.mark.parametrize(("count", "least"), [(30, inf), (70, 0.7)])
+def test_answers_of_one_confidence_go_together(count, least):
+    right = np.arange(count) > 0  # one wrong of 30 does not prove 0.9, one of 70 does
+    assert stats.promised_confidence(np.full(count, 0.7), right, 0.9) == least
+
+
+def test_a_promise_is_kept_in_nine_of_ten_samples():
+    rng = np.random.default_rng(0)
+    kept = []
+    for _ in range(60):
+        confidence = rng.uniform(0.5, 1, 300)
+        right = rng.random(300) < confidence
+        least = stats.promised_confidence(confidence, right, 0.85)
+        if least < inf:
+            kept.append((1 + least) / 2 >= 0.85)  # the share of new ones above it
+    assert len(kept) > 40
+    assert np.mean(kept) >= 0.9
+
+
+def test_the_highest_promise_is_what_the_first_right_answers_prove():
+    confidence = np.linspace(0.5, 0.9, 12)
+    assert stats.highest_promise(confidence, np.ones(12, bool)) == 0.82  # 0.1 ** (1 / 12)
+    assert stats.highest_promise(confidence, confidence < 0.9) == 0
 
 
 @pytest.mark.parametrize(

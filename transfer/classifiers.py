@@ -5,11 +5,13 @@ from operator import itemgetter
 import numpy as np
 import skops.io
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import confusion_matrix, log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.utils import gen_batches
 
 from common import discretize, signed_square_root
 from transfer.console import BadInput, percent
@@ -19,22 +21,24 @@ from transfer.plots import plot_confusion
 
 # Of -log(temperature): without bounds it would grow for ever where val has no mistake.
 TEMPERATURE_BOUNDS = (-2, 3)
+SCALED_AT_ONCE = 4096  # pictures
 # What a pipeline holds beside scikit-learn's own classes.
 TRUSTED_TYPES = (
     "common.discretize",
     "common.signed_square_root",
     "sklearn.preprocessing._function_transformer.FunctionTransformer",
     "sklearn.tree._tree.Tree",
+    "transfer.classifiers.Scaler",
 )
 
 
 def fit_all(plan, dataset, stored, columns, run, seed):
     """Fit every setting of `plan`; returns their rows of metrics.
 
-    plan: [(layers, discretize, setting as `fit_classifier` takes it)]. stored: {"train":
-    (features, labels), "val": ...} of all layers, whose `columns` features.json lists. Writes the
-    best one's pipeline and confusion matrix of val (CSV, PNG) into the folder `run`.
-    classifiers.json there lists those that are finished: the same plan again fits the others.
+    plan: [(layers, discretize, setting as `new_pipeline` takes it)]. stored: {"train": (features,
+    labels, files), "val": ...} of all layers, whose `columns` features.json lists. Writes the best
+    one's pipeline and confusion matrix of val (CSV, PNG) into the folder `run`. classifiers.json
+    there lists those that are finished: the same plan again fits the others.
     """
     state = run / "classifiers.json"
     rows = read_json(state) if state.exists() else []
@@ -43,7 +47,7 @@ def fit_all(plan, dataset, stored, columns, run, seed):
         # said before it begins, as a large forest takes minutes
         chosen = {"layers": layers, "discretize": discretized, **setting}
         print(f"Fitting {len(rows) + 1} of {len(plan)}, {chosen}", end="", flush=True)
-        train, val = ((select_columns(x, columns, layers), y) for x, y in stored.values())
+        train, val = ((select_columns(x, columns, layers), y) for x, y, _ in stored.values())
         pipeline, figures = fit_classifier(setting, train, val, discretized, seed)
         print(f": val {percent(figures['val_accuracy'])}")
 
@@ -64,14 +68,16 @@ def best_row(rows):
 
 def write_confusion(run, best, val, columns, dataset):
     """Write the confusion matrix of the pipeline in the folder `run`, whose row of metrics is
-    `best`. val: (features, labels), as `fit_all` takes it."""
-    x, y = val
+    `best`. val: (features, labels, files), as `fit_all` takes it."""
+    x, y, _ = val
     x = select_columns(x, columns, best["layers"])
-    counts = confusion_matrix(y, load_pipeline(run / "pipeline.skops").predict(x))
+    predicted = load_pipeline(run / "pipeline.skops").predict(x)
 
     labels = dataset.labels
+    counts = confusion_matrix(y, predicted, labels=range(len(labels)))
+    answers = [f"predicted: {label}" for label in labels]  # a class may be called 'true'
     rows = [
-        {"true": label, **dict(zip(labels, row)), "dataset": dataset.name}
+        {"true": label, **dict(zip(answers, row)), "dataset": dataset.name}
         for label, row in zip(labels, counts.tolist())
     ]
     write_csv(run / "confusion_val.csv", rows)
@@ -79,67 +85,88 @@ def write_confusion(run, best, val, columns, dataset):
     plot_confusion(counts, labels, run / "confusion_val.png", title, dataset.notice)
 
 
+class Scaler(StandardScaler):
+    """scikit-learn's, which takes five times the memory of float32 features where it is fitted on
+    all of them at once."""
+
+    def fit(self, X, y=None, sample_weight=None):
+        self._reset()
+        for rows in gen_batches(len(X), SCALED_AT_ONCE):
+            self.partial_fit(X[rows])
+        return self
+
+
+def new_pipeline(setting, discretized, seed):
+    """A Pipeline that is not fitted yet.
+
+    setting: a dict of scikit-learn's names, with "alpha" (ridge regression on the standardised
+    square roots of the features) or with "min_samples_leaf" and "n_estimators" (a random forest).
+    discretized: the full-network embedding comes before the forest.
+    """
+    # 0 for a feature that never varies in training; large arrays are changed in place
+    if "alpha" in setting:
+        roots = FunctionTransformer(signed_square_root)
+        ridge = RidgeClassifier(**setting, copy_X=False)
+        return make_pipeline(roots, Scaler(copy=False), ridge)
+    forest = RandomForestClassifier(**setting, random_state=seed, n_jobs=-1)
+    if discretized:
+        return make_pipeline(Scaler(), FunctionTransformer(discretize), forest)
+    return make_pipeline(forest)
+
+
 def fit_classifier(setting, train, val, discretized, seed):
     """Fit a pipeline; returns (Pipeline, its figures: a dict with n_features, accuracy and
-    val_accuracy).
-
-    setting: a dict of scikit-learn's names, with "alpha" (`fit_linear`) or with "min_samples_leaf"
-    and "n_estimators" (a random forest). train, val: (features float32 (n, n_features), labels int
-    (n,)); of val nothing is learned but a linear classifier's temperature. discretized: the
-    full-network embedding comes before the forest.
-    """
-    x, y = train
-    x_val, y_val = val
-    linear = "alpha" in setting
-
-    # what comes before the classifier
-    scaler = StandardScaler()  # 0 for a feature that never varies in training
-    transformers = []
-    if linear:
-        transformers = [FunctionTransformer(signed_square_root), scaler]
-    elif discretized:
-        transformers = [scaler, FunctionTransformer(discretize)]
-    for transformer in transformers:
-        x = transformer.fit_transform(x)
-        x_val = transformer.transform(x_val)
-
-    if linear:
-        classifier = fit_linear(setting, x, y, x_val, y_val)
+    val_accuracy). train, val: (features float32 (n, n_features), labels int (n,)); of val nothing
+    is learned but a linear classifier's temperature. The rest: as `new_pipeline` takes it."""
+    pipeline = new_pipeline(setting, discretized, seed).fit(*train)
+    if "alpha" in setting:
+        x, y = val
+        pipeline = with_softmax(pipeline, find_factor(pipeline.decision_function(x), y))
     else:
-        forest = RandomForestClassifier(**setting, random_state=seed, n_jobs=-1).fit(x, y)
-        # one thread adds up the trees' votes in one order: the same figures at every run
-        classifier = forest.set_params(n_jobs=1)
+        use_one_thread(pipeline[-1])
 
     figures = {
-        "n_features": x.shape[1],
-        "accuracy": classifier.score(x, y),
-        "val_accuracy": classifier.score(x_val, y_val),
+        "n_features": train[0].shape[1],
+        "accuracy": pipeline.score(*train),
+        "val_accuracy": pipeline.score(*val),
     }
-    return make_pipeline(*transformers, classifier), figures
+    return pipeline, figures
 
 
-def fit_linear(setting, x, y, x_val, y_val):
-    """A linear classifier, fitted on the features x (n, n_features) and their labels y (n,).
+def use_one_thread(classifier):
+    """Let a fitted forest add up its trees' votes in one order: the same figures at every run."""
+    if isinstance(classifier, RandomForestClassifier):
+        classifier.set_params(n_jobs=1)
 
-    It is a LogisticRegression with the coefficients of ridge regression (setting: of scikit-learn's
-    RidgeClassifier), which are better than its own on photographs and found in a second
-    (docs/better.md). Its scores become probabilities by temperature scaling (Guo et al. 2017): they
-    are divided by the one temperature that makes the labels y_val of x_val most probable.
-    """
-    ridge = RidgeClassifier(**setting).fit(x, y)
 
-    def scaled(logarithm):
-        inverse_temperature = np.exp(logarithm)
-        softmax = LogisticRegression()
-        softmax.classes_ = ridge.classes_
-        softmax.coef_ = inverse_temperature * np.atleast_2d(ridge.coef_)
-        softmax.intercept_ = inverse_temperature * ridge.intercept_
-        return softmax
+def find_factor(scores, y):
+    """The factor of a ridge classifier's scores, (n, n_classes) or of two classes (n,), with which
+    their softmax makes the labels y (n,) most probable: the inverse of the temperature of Guo et
+    al. 2017."""
 
     def loss(logarithm):
-        return log_loss(y_val, scaled(logarithm).predict_proba(x_val))
+        return log_loss(y, to_probabilities(scores, np.exp(logarithm)))
 
-    return scaled(minimize_scalar(loss, bounds=TEMPERATURE_BOUNDS).x)
+    return np.exp(minimize_scalar(loss, bounds=TEMPERATURE_BOUNDS).x)
+
+
+def to_probabilities(scores, factor):
+    """The softmax (n, n_classes) of scores, as `find_factor` takes them, times a factor."""
+    if scores.ndim == 1:
+        scores = np.column_stack([-scores, scores]) / 2
+    return softmax(factor * scores, axis=1)
+
+
+def with_softmax(pipeline, factor):
+    """A fitted pipeline of ridge regression as one of a LogisticRegression with the same
+    coefficients times `factor`. They are better than its own on photographs, and found in a second
+    (docs/better.md)."""
+    *transformers, ridge = pipeline
+    classifier = LogisticRegression()
+    classifier.classes_ = ridge.classes_
+    classifier.coef_ = factor * np.atleast_2d(ridge.coef_)
+    classifier.intercept_ = factor * ridge.intercept_
+    return make_pipeline(*transformers, classifier)
 
 
 def load_pipeline(path):

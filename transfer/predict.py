@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve
 
 from common import feature_extractor
 from transfer import features
 from transfer.classifiers import load_pipeline
-from transfer.console import BadInput, percent, print_notice, print_table, progress
+from transfer.console import BadInput, percent, print_next, print_notice, print_table, progress
+from transfer.digests import file_stamp
 from transfer.explain import explain_pictures
 from transfer.files import (
     ArrayFile,
@@ -23,9 +23,10 @@ from transfer.files import (
     write_json,
 )
 from transfer.flags import refuse_inside
-from transfer.folders import file_stamp, walk_pictures
+from transfer.folders import walk_pictures
 from transfer.images import decode_all, load_images
 from transfer.runs import dataset_of, numbered_names
+from transfer.stats import fewest_answers, highest_promise, promised_confidence
 from transfer.weights import load_model, weights_digest
 
 TOP_K = 5  # classes of each answer in the files
@@ -34,16 +35,18 @@ MAX_ROWS = 20  # rows of the table on screen
 UNSURE = "unsure"  # the answer of less confidence than --accept asks for
 
 
-def predict_pictures(args, run):
+def predict_pictures(args, run, dataset=None):
     """--predict: say what the pictures are, on screen and in a folder; with --explain draw why.
-    args: test_model.py's. BadInput where there are none, or none can be read."""
+    args: test_model.py's. dataset: the Dataset that --data names. BadInput where there are no
+    pictures, or none can be read."""
     # what is asked of which run, and where the answers go
     refuse_inside(args.out, args.predict)
     files = list_pictures(args.predict)
     trained = run.metrics
     print_notice(trained["notice"])
+    judged_by = "folds'" if run.folds else "val"
     print(
-        f"{run.folder}, trained on {trained['dataset']} (val accuracy "
+        f"{run.folder}, trained on {trained['dataset']} ({judged_by} accuracy "
         f"{percent(trained['val_accuracy'])}), classifies {len(files)} pictures:\n",
         flush=True,
     )
@@ -53,7 +56,7 @@ def predict_pictures(args, run):
     classify = load_classifier(run)
     batch_size = args.batch_size or run.config["arguments"]["batch_size"]
     options = features.ExtractionOptions(batch_size, args.cache, args.skip_unreadable)
-    threshold = acceptance_threshold(args.accept, run, options)
+    threshold = acceptance_threshold(args.accept, run, options, dataset)
     with locked(out):
         out.mkdir(exist_ok=True)
         kept = out if args.cache == "none" else args.cache
@@ -67,16 +70,17 @@ def predict_pictures(args, run):
         raise BadInput(f"None of the {len(files)} pictures could be read (see above).")
     print(f"Results: {out}/ (predictions.csv, predictions.jsonl)")
     if not args.explain:
-        print(
-            f"Next: python test_model.py --run {run.folder} --predict {args.predict[0]} --explain"
-        )
+        print_next("test_model.py", run=run.folder, predict=args.predict[0], explain=True)
 
 
 def list_pictures(paths):
     """The files that `paths` (files and folders) name, folders with all that is below them."""
     files = []
     for path in map(Path, paths):
-        files += walk_pictures(path) if path.is_dir() else [path]
+        if path.is_dir():
+            files += [path / file for file in walk_pictures(path)]
+        else:
+            files.append(path)
     if not files:
         raise BadInput(f"There is no picture in {', '.join(paths)}; name files or their folder.")
     return list(dict.fromkeys(files))
@@ -140,8 +144,7 @@ def predict_split(dataset, run, split, options):
 
     # what is stored of the features is found by all that decides them
     spec = features.spec_of(run.config["features"])
-    folder = features.features_folder(spec, dataset, options.skip_unreadable)
-    features.extract_features(spec, dataset, (split,), folder, options)
+    folder = features.extract_features(spec, dataset, (split,), options)
     refuse_changed(run, read_json(folder / "features.json")["weights_sha256"])
     x, _, files = features.load_features(folder, dataset, split, run.metrics["layers"])
     pipeline = load_pipeline(run.folder / "pipeline.skops")
@@ -150,37 +153,49 @@ def predict_split(dataset, run, split, options):
     return rows, pipeline.predict_proba(x).astype("float32")
 
 
-def acceptance_threshold(accept, run, options):
-    """The confidence from which on --accept takes the answers of a run, by those for the validation
-    split, which are kept in RUN/validation.json; infinite, and said so, where none suffices. None
-    without it."""
+def write_unseen(folder, rows, probabilities):
+    """Write RUN/unseen.json: how sure and how right the answers are for pictures that were not
+    trained on. folder: RUN. rows: a data.Split. probabilities: (n, n_classes)."""
+    confidence = probabilities.max(axis=1).tolist()
+    right = (probabilities.argmax(axis=1) == rows.labels).tolist()
+    write_json(folder / "unseen.json", {"confidence": confidence, "right": right})
+
+
+def read_unseen(run):
+    """What `write_unseen` wrote of a Run: confidence (n,), right (n,) bool."""
+    found = read_json(run.folder / "unseen.json")
+    return np.array(found["confidence"]), np.array(found["right"])
+
+
+def acceptance_threshold(accept, run, options, dataset=None):
+    """The confidence from which on --accept takes the answers of a run, as `promised_confidence`
+    has it by its folds, else by its validation split; infinite where none suffices. Says which.
+    None without --accept. dataset: the Dataset that --data names, perhaps the run's, moved."""
     if accept is None:
         return None
-    path = run.folder / "validation.json"
-    if not path.exists():
-        rows, probabilities = predict_split(dataset_of(run), run, "val", options)
-        right = probabilities.argmax(axis=1) == rows.labels
-        confidence = probabilities.max(axis=1).tolist()
-        write_json(path, {"confidence": confidence, "right": right.tolist()})
+    if not (run.folder / "unseen.json").exists():
+        trained_on = dataset_of(run, cache=options.cache, moved=dataset)
+        write_unseen(run.folder, *predict_split(trained_on, run, "val", options))
 
-    threshold = confidence_threshold(**read_json(path), wanted=accept)
-    if threshold == np.inf:
+    confidence, right = read_unseen(run)
+    threshold = promised_confidence(confidence, right, accept)
+    judged_by = "folds" if run.folds else "validation split"
+    if threshold < np.inf:
         print(
-            f"No confidence is right in {100 * accept:g}% of cases on validation: "
-            f"every answer is '{UNSURE}'."
+            f"--accept {accept:g}: answers from a confidence of {percent(threshold)} on. With 90% "
+            f"certainty, by the {len(right)} pictures of its {judged_by}, at least so many are "
+            "right of new pictures of the same kinds, in about the same shares of the classes."
+        )
+    else:
+        count = fewest_answers(accept)
+        surest = right[np.argsort(-confidence)[:count]]
+        print(
+            f"--accept {accept:g} cannot be promised: it takes {count} right answers, the surest "
+            f"ones, and {surest.sum()} of the {len(surest)} surest on its {judged_by} are right. "
+            f"Every answer is '{UNSURE}'; the most that can be promised is "
+            f"{highest_promise(confidence, right):g}."
         )
     return threshold
-
-
-def confidence_threshold(confidence, right, wanted):
-    """The lowest confidence such that of the answers with it or more a share `wanted` was right;
-    infinite where there is none. confidence: n floats. right: n bools."""
-    if not any(right):
-        return np.inf
-    # of the answers with thresholds[i] or more, ascending, a share precision[i] was right
-    precision, _, thresholds = precision_recall_curve(right, confidence)
-    enough = thresholds[precision[:-1] >= wanted]
-    return float(enough.min(initial=np.inf))
 
 
 def predict_files(files, classify, run, batch_size, folder):
