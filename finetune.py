@@ -13,7 +13,7 @@ The study's five strategies for head iii:
 """
 
 from transfer import flags
-from transfer.console import print_configuration, run_script
+from transfer.console import print_configuration, print_next, run_script
 from transfer.study import SPLITS
 
 
@@ -30,7 +30,7 @@ def main(argv=None):
     from common import build_model
     from transfer import data, devices, images, report, runs, train, weights
 
-    dataset = data.load_dataset(args.data, args.seed)
+    dataset = data.load_dataset(args.data, args.seed, args.cache)
     flags.resolve_arguments(args, dataset)
     name = runs.run_name(
         "finetune",
@@ -42,7 +42,7 @@ def main(argv=None):
         balanced=args.balanced,
     )
     with devices.on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
-        print_configuration(args, dataset, computes_on)
+        print_configuration(args, dataset, computes_on=computes_on)
 
         # VGG16's convolutions with their weights, and a new head
         classes = len(dataset.labels)
@@ -65,7 +65,7 @@ def main(argv=None):
             report.print_run(runs.read_run(run))
 
     print(f"\nResults: {run}/ (metrics.json, history.csv, curves.png, model.keras)")
-    print(f"Next: python test_model.py --run {run}")
+    print_next("test_model.py", run=run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from transfer import flags
-from transfer.console import BadInput, run_script
+from transfer.console import BadInput, print_next, run_script
 
 MAME_URL = "https://storage.hpai.bsc.es/mame-dataset"
 # name -> md5 where it is known
@@ -97,7 +97,7 @@ def main(argv=None):
     # check that every image of the metadata is there
     dataset = load_dataset(root)
     missing = [
-        file for split in dataset.splits.values() for file in split.files[split.stamps[:, 0] < 0]
+        file for split in dataset.splits.values() for file in split.files[split.digests == ""]
     ]
     if missing:
         listed = "\n  ".join(missing)
@@ -105,8 +105,8 @@ def main(argv=None):
             f"{len(missing)} images of the metadata are missing in {dataset.image_folder}; delete"
             f" that folder and run get_data.py again:\n  {listed}"
         )
-    print(f"Every image listed is in {dataset.image_folder}; {len(dataset.labels)} mediums.")
-    print(f"\nNext: python finetune.py --head iii --unfreeze stepped --data {root}")
+    print(f"Every image listed is in {dataset.image_folder}; {len(dataset.labels)} mediums.\n")
+    print_next("finetune.py", head="iii", unfreeze="stepped", data=root)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,21 @@ same command again resumes, also with more seeds. Writes rows.csv.
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 
 from transfer import flags
-from transfer.console import BadInput, print_configuration, print_notice, print_table, run_script
-from transfer.study import CLAIMS, TEST_FIGURES, VAL_ACCURACY
+from transfer.console import (
+    BadInput,
+    flags_of,
+    print_configuration,
+    print_next,
+    print_notice,
+    print_table,
+    run_script,
+)
+from transfer.study import CLAIMS, TEST_ACCURACY, VAL_ACCURACY
 
 # What is run: its script and flags. {folder} is that of the seed.
 COMMANDS = {
@@ -42,18 +51,10 @@ BEST_OF_STUDY = "the best of these on the test split"
 BEST_OF_OURS = "ours: the better one on the test split"
 ROWS = {  # the study's figure in percent
     **VAL_ACCURACY,
-    BEST_OF_STUDY: 100 * TEST_FIGURES["accuracy"],
+    BEST_OF_STUDY: 100 * TEST_ACCURACY,
     ONE_ROW["linear"]: None,
     ONE_ROW["strong"]: None,
     BEST_OF_OURS: None,
-}
-# flags of this script that the others do not have
-OF_TRAINING = {"learning_rate", "fine_tune_learning_rate", "epochs", "fine_tune_epochs", "l2"}
-OF_NETWORKS = {"weights", "precision", "devices", "balanced", "image_size"}
-LACKING = {
-    "finetune.py": set(),
-    "random_forest.py": OF_TRAINING,
-    "test_model.py": OF_TRAINING | OF_NETWORKS,
 }
 OUR_CLAIM = ("ours is ahead on the test split", BEST_OF_OURS, BEST_OF_STUDY)
 SIGNIFICANT = 0.05  # p below which a difference is one
@@ -77,16 +78,12 @@ def parse_args(argv=None):
 def flags_for(script, settings, given=()):
     """Those of the settings that a script has flags for, as flags. Left out: those without a value,
     and those in `given`."""
-    found = []
+    known = vars(import_module(Path(script).stem).parse_args([]))
+    wanted = {}
     for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name in LACKING[script] or flag in given:
-            continue
-        if value is True:
-            found.append(flag)
-        elif value is not None and value is not False:
-            found += [flag, str(value)]
-    return found
+        if name in known and f"--{name.replace('_', '-')}" not in given:
+            wanted[name] = value
+    return flags_of(wanted)
 
 
 def call(script, given):
@@ -117,49 +114,42 @@ def accuracy_on_test(runs, settings):
     from transfer.files import read_json
 
     best = max(runs, key=lambda run: run.metrics["val_accuracy"]).folder
-    report = best / "test" / "metrics.json"
-    if not report.exists():
-        given = ["--run", str(best), "--runs", str(best.parent), "--out", str(report.parent)]
-        call("test_model.py", given + flags_for("test_model.py", settings, given))
-    return read_json(report)["accuracy"]
-
-
-def figures_of(folder, settings):
-    """{row of ROWS: accuracy} of a seed's finished runs in `folder`; takes the best to the test."""
-    from transfer.report import study_rows
-    from transfer.runs import read_run
-
-    figures = {}
-    runs = {name: read_run(folder / name) for name in (*COMMANDS, *OURS)}
-    for run in runs.values():
-        figures.update(study_rows(run))
-    for name, row in ONE_ROW.items():
-        figures[row] = runs[name].metrics["val_accuracy"]
-    figures[BEST_OF_STUDY] = accuracy_on_test([runs[name] for name in COMMANDS], settings)
-    figures[BEST_OF_OURS] = accuracy_on_test([runs[name] for name in OURS], settings)
-    return figures
+    out = best / "test"
+    if not (out / "metrics.json").exists():
+        asked = {**settings, "run": best, "runs": best.parent, "out": out}
+        call("test_model.py", flags_for("test_model.py", asked))
+    return read_json(out / "metrics.json")["accuracy"]
 
 
 def collect(out, seeds, settings):
-    """The figures of a finished rerun: {row of ROWS: [accuracy with each of the seeds]}."""
-    by_seed = [figures_of(out / f"seed-{seed}", settings) for seed in seeds]
-    return {row: [figures[row] for figures in by_seed] for row in ROWS}
+    """The figures of a finished rerun, {row of ROWS: [accuracy with each of the seeds]}; takes the
+    best runs of each seed to the test."""
+    from transfer.report import study_rows
+    from transfer.runs import read_run
+
+    figures = {row: [] for row in ROWS}
+    for seed in seeds:
+        runs = {name: read_run(out / f"seed-{seed}" / name) for name in (*COMMANDS, *OURS)}
+        found = {}
+        for run in runs.values():
+            found.update(study_rows(run))
+        for name, row in ONE_ROW.items():
+            found[row] = runs[name].metrics["val_accuracy"]
+        found[BEST_OF_STUDY] = accuracy_on_test([runs[name] for name in COMMANDS], settings)
+        found[BEST_OF_OURS] = accuracy_on_test([runs[name] for name in OURS], settings)
+        for row in ROWS:
+            figures[row].append(found[row])
+    return figures
 
 
-def print_rows(figures, name):
-    """Every row of a rerun beside the study's. name: of the dataset."""
-    from transfer.stats import in_percent
+def print_results(figures, name):
+    """Every row of a rerun on the dataset `name` beside the study's; then what the study concludes
+    from its rows, and whether it holds for these figures."""
+    from transfer.report import print_study_rows
+    from transfer.stats import in_percent, paired_p
 
     print("Accuracy in percent, of validation where no test is named, +- standard error over seeds")
-    rows = []
-    for row, study in ROWS.items():
-        rows.append((row, f"{study:.2f}" if study else "-", in_percent(figures[row])))
-    print_table(("row", "study, MAMe", f"ours, {name}"), rows)
-
-
-def print_claims(figures):
-    """What the study concludes from its rows, and whether it holds for these figures."""
-    from transfer.stats import in_percent, paired_p
+    print_study_rows(figures, name, ROWS, in_percent)
 
     print("\nDoes what the study says hold here? Differences, paired by seed, in points")
     rows = []
@@ -178,14 +168,6 @@ def print_claims(figures):
     )
 
 
-def rows_of(figures, seeds, name):
-    """The rows of rows.csv. name: of the dataset."""
-    return [
-        {"row": row, "study": study, "dataset": name, **dict(zip(seeds, figures[row]))}
-        for row, study in ROWS.items()
-    ]
-
-
 def main(argv=None):
     args = parse_args(argv)
     from transfer import features
@@ -197,7 +179,7 @@ def main(argv=None):
     # settings as typed: each script fills in the rest, the strong recipe its own rates
     settings = vars(args).copy()
     seeds = settings.pop("seeds")
-    dataset = load_dataset(args.data, seeds[0])
+    dataset = load_dataset(args.data, seeds[0], args.cache)
     flags.resolve_arguments(args, dataset)
 
     # bad input ends here, before anything runs
@@ -214,14 +196,17 @@ def main(argv=None):
     with start_run(describe_run(args, dataset), "study", args.out) as out:
         run_commands(settings, seeds, out)
         figures = collect(out, seeds, settings)
-        write_csv(out / "rows.csv", rows_of(figures, seeds, dataset.name))
+        rows = []
+        for row, study in ROWS.items():
+            ours = dict(zip(seeds, figures[row]))
+            rows.append({"row": row, "study": study, "dataset": dataset.name, **ours})
+        write_csv(out / "rows.csv", rows)
 
     print()
     print_notice(dataset.notice)
-    print_rows(figures, dataset.name)
-    print_claims(figures)
+    print_results(figures, dataset.name)
     print(f"\nResults: {out}/ (rows.csv, and a folder of runs for each seed)")
-    print(f"Next: python test_model.py --runs {out}/seed-{seeds[0]}")
+    print_next("test_model.py", runs=out / f"seed-{seeds[0]}")
 
 
 if __name__ == "__main__":

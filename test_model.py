@@ -13,7 +13,7 @@ Writes to RUN/test/, with --predict to RUN/predicted/.
 from pathlib import Path
 
 from transfer import flags
-from transfer.console import BadInput, print_configuration, print_notice, run_script
+from transfer.console import BadInput, print_configuration, print_next, print_notice, run_script
 
 
 def parse_args(argv=None):
@@ -44,8 +44,9 @@ def parse_args(argv=None):
         "--accept",
         type=flags.share,
         metavar="P",
-        help="share that must be right, e.g. 0.95: answers less certain than that, judged on "
-        "validation, become 'unsure'",
+        help="share of the answers that must be right, e.g. 0.95: those from a confidence on that "
+        "promises it with 90%% certainty, by the run's folds or validation split, for new pictures "
+        "of the same kinds in about the same shares; the others become 'unsure'",
     )
     group.add_argument(
         "--explain",
@@ -60,17 +61,13 @@ def parse_args(argv=None):
 def choose_run(args, finished, dataset):
     """The run that --run names, or of the finished ones that of the best val_accuracy: on this
     dataset, as it is or was, on any where None is given; None where there is none."""
+    from transfer.report import is_of
     from transfer.runs import read_run
 
     if args.run:
         return read_run(args.run)
     if dataset:
-        root = dataset.root.absolute()
-        finished = [
-            run
-            for run in finished
-            if run.fingerprint == dataset.fingerprint or run.dataset_root == root
-        ]
+        finished = [run for run in finished if is_of(run, dataset)]
     return max(finished, key=lambda run: run.metrics["val_accuracy"], default=None)
 
 
@@ -81,10 +78,8 @@ def show_study(args, finished, dataset):
 
     dataset = dataset or load_dataset(None)
     print_runs(finished, dataset)
-    print(
-        f"There is no finished run on {dataset.root} in {args.runs}/ yet: nothing is tested.\n"
-        "Next: python finetune.py --head iii --unfreeze stepped"
-    )
+    print(f"There is no finished run on {dataset.root} in {args.runs}/ yet: nothing is tested.")
+    print_next("finetune.py", head="iii", unfreeze="stepped", data=args.data)
 
 
 def evaluate(args, run, finished, dataset):
@@ -92,21 +87,27 @@ def evaluate(args, run, finished, dataset):
     from transfer import report
     from transfer.runs import dataset_of
 
-    dataset = dataset or dataset_of(run, args.seed)
+    dataset = dataset or dataset_of(run, args.seed, args.cache)
     args.run = run.folder
     args.image_size = run.image_size
     flags.resolve_arguments(args, dataset)
-    args.out = Path(args.out or report.report_folder(dataset, run))
+    if not args.out or (run.folds and report.is_of(run, dataset)):
+        args.out = report.report_folder(dataset, run)
     print_configuration(args, dataset)
     report.print_runs(finished, dataset)
-
-    figures = report.evaluate_run(args, dataset, run, args.out)
+    figures = report.evaluate_run(args, dataset, run, Path(args.out))
     print()
     report.print_report(figures, dataset)
     print_notice(dataset.notice)
     print(f"\nResults: {args.out}/ (metrics.json, predictions.csv, confusion_matrix.png)")
     if not args.explain:
-        print(f"Next: python test_model.py --run {run.folder} --explain")
+        print_next(
+            "test_model.py",
+            run=run.folder,
+            data=args.data,
+            skip_unreadable=args.skip_unreadable,
+            explain=True,
+        )
 
 
 def main(argv=None):
@@ -116,7 +117,7 @@ def main(argv=None):
     from transfer.report import compare_runs
     from transfer.runs import finished_runs
 
-    dataset = load_dataset(args.data, args.seed) if args.data else None
+    dataset = load_dataset(args.data, args.seed, args.cache) if args.data else None
     if args.compare:
         compare_runs(args, dataset)
         return
@@ -127,7 +128,7 @@ def main(argv=None):
             f"There is no finished run in {args.runs}/; train one, or name it with --run."
         )
     if args.predict:
-        predict_pictures(args, run)
+        predict_pictures(args, run, dataset)
     elif run:
         evaluate(args, run, finished, dataset)
     else:

@@ -8,7 +8,7 @@ Its 13 convolutions are what `python finetune.py --weights RUN` starts from.
 """
 
 from transfer import flags
-from transfer.console import print_configuration, run_script
+from transfer.console import print_configuration, print_next, run_script
 from transfer.study import ALL_BLOCKS, SPLITS
 
 
@@ -33,11 +33,11 @@ def main(argv=None):
     from common import build_model
     from transfer import data, devices, images, report, runs, train, weights
 
-    dataset = data.load_dataset(args.data, args.seed)
+    dataset = data.load_dataset(args.data, args.seed, args.cache)
     flags.resolve_arguments(args, dataset)
     name = runs.run_name("pretrained", args.top, augment=args.augment, balanced=args.balanced)
     with devices.on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
-        print_configuration(args, dataset, computes_on)
+        print_configuration(args, dataset, computes_on=computes_on)
 
         # VGG16 with a new top
         classes = len(dataset.labels)
@@ -69,7 +69,7 @@ def main(argv=None):
             report.print_run(runs.read_run(run))
 
     print(f"\nResults: {run}/ (metrics.json, history.csv, curves.png, model.keras)")
-    print(f"Next: python finetune.py --weights {run} --data {dataset.root}")
+    print_next("finetune.py", weights=run, data=dataset.root)
 
 
 if __name__ == "__main__":

@@ -28,22 +28,17 @@ def slopes_of_head_i(model, activations, chosen):
     return w1 @ by_first
 
 
-def slopes_of_multilayer(model, activations, chosen):
-    """The same: the softmax's weights, as a new batch normalisation scales all means alike."""
-    kernel, _ = model.get_layer("predictions").get_weights()
-    channels = activations.shape[-1]
-    return kernel[-channels:, chosen]
-
-
-@pytest.mark.parametrize(
-    ("head", "slopes"), [("i", slopes_of_head_i), ("multilayer", slopes_of_multilayer)]
-)
-def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, narrow, head, slopes):
+def network_and_images(tiny, head):
+    """A network with this head, and two images for it."""
     keras.utils.set_random_seed(0)
     model = build_model(32, 4, head)
     load_weights(model, "none", 0)
-    folder = tiny / "data_256"
-    images, _ = decode_all([folder / "test.0.0.jpeg", folder / "test.1.0.jpeg"], 32)
+    images, _ = decode_all([tiny / "data_256" / f"test.{row}.0.jpeg" for row in range(2)], 32)
+    return model, images
+
+
+def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, narrow):
+    model, images = network_and_images(tiny, "i")
     maps = explain.grad_cam(model, images)
     assert maps.shape == (2, 2, 2)
     assert maps.max() == 1  # else the test says nothing
@@ -52,10 +47,48 @@ def test_grad_cam_is_the_weighted_sum_of_the_last_activations(tiny, narrow, head
     last = model.get_layer("block5_conv3").output
     lower = keras.Model(model.input, [last, model.output])
     for found, activations, answer in zip(maps, *lower.predict_on_batch(images)):
-        weighted = activations * slopes(model, activations, answer.argmax())
-        expected = np.maximum(weighted.sum(axis=-1), 0)
-        expected /= max(expected.max(), 1e-12)
-        assert found == pytest.approx(expected, abs=1e-3)
+        slopes = slopes_of_head_i(model, activations, answer.argmax())
+        expected = np.maximum(activations @ slopes, 0)
+        assert found == pytest.approx(expected / max(expected.max(), 1e-12), abs=1e-3)
+
+
+def test_with_the_head_multilayer_all_convolutions_add_up_to_the_score(
+    tiny, narrow, tmp_path, monkeypatch, capsys
+):
+    model, images = network_and_images(tiny, "multilayer")
+    rng = np.random.default_rng(0)
+    norm = model.get_layer("batch_normalization")
+    softmax = model.get_layer("predictions")
+    for layer in (norm, softmax):
+        layer.set_weights([rng.uniform(0.5, 2, array.shape) for array in layer.get_weights()])
+
+    def scores(means):
+        logarithms = np.log(softmax(norm(means)).numpy())
+        return logarithms - logarithms.mean(axis=1, keepdims=True)
+
+    outputs = [model.get_layer(name).output for name in ("features", "block5_conv3")]
+    means, activations = keras.Model(model.input, outputs).predict_on_batch(images)
+    above = scores(means) - scores(norm.moving_mean[None])
+    chosen = scores(means).argmax(axis=1)
+    _, added = explain.all_layers_map(model, images)
+    assert added.sum(axis=0) == pytest.approx(above[range(2), chosen], rel=1e-3)
+
+    # where a block of the last one's channels decides alone, the map is what they give
+    kernel = np.zeros_like(softmax.kernel)
+    kernel[-9:, chosen] = 1
+    softmax.set_weights([kernel, softmax.bias.numpy() * 0])
+    norm.set_weights([*(np.ones((2, len(kernel)))), np.zeros(len(kernel)), np.ones(len(kernel))])
+    maps, added = explain.all_layers_map(model, images)
+    alone = activations[..., -9:].sum(axis=-1)
+    assert maps == pytest.approx(alone / alone.max(axis=(1, 2), keepdims=True), rel=1e-3)
+    assert not added[:-1].any()
+
+    monkeypatch.setattr(explain, "load_model", lambda _: model)
+    run = SimpleNamespace(is_network=True, folder=tmp_path, image_size=32)
+    picture = tiny / "data_256" / "test.0.0.jpeg"
+    explain.explain_pictures(tmp_path, run, {picture: [("Bronze", 0.5)]}, None)
+    explain.explain_pictures(tmp_path, run, {}, None)  # no mistakes
+    assert capsys.readouterr().out.count("makes 100.00% of the scores") == 1
 
 
 @pytest.mark.slow
@@ -73,13 +106,7 @@ def test_explanations_are_drawn(tiny, in_runs, script, capsys):
 @pytest.mark.slow
 def test_the_gallery_shows_the_most_confident_mistakes(tiny, in_runs, script, monkeypatch):
     galleries = []
-    plot = plots.plot_gallery
-
-    def watched(*given):
-        galleries.append(given)
-        plot(*given)
-
-    monkeypatch.setattr(plots, "plot_gallery", watched)
+    monkeypatch.setattr(plots, "plot_gallery", lambda *given: galleries.append(given))
     script("test_model", "--run", NETWORK, "--data", tiny, "--explain")
     ((path, mistakes, _, notice),) = galleries
     assert notice == "TINY DATASET of the tests."
@@ -93,20 +120,13 @@ def test_the_gallery_shows_the_most_confident_mistakes(tiny, in_runs, script, mo
 
 
 @pytest.mark.parametrize(
-    ("classifier", "layers", "expected"),
+    "weights",
     [
-        (
-            SimpleNamespace(feature_importances_=np.array([1, 2, 3, 4])),
-            "all",
-            [("a", 0.1, 0.25), ("b", 0.9, 0.75)],
-        ),
-        (
-            SimpleNamespace(coef_=np.array([[1, -2, 0, 0], [0, 0, -3, 2]])),
-            "b,a",
-            [("a", 0.125, 0.25), ("b", 0.875, 0.75)],
-        ),
+        {"feature_importances_": np.array([1, 2, 3, 4])},
+        {"coef_": np.array([[1, -2, 0, 0], [0, 0, -3, 4]])},
     ],
 )
-def test_importance_is_the_sum_over_a_layers_features(classifier, layers, expected):
-    columns = {"a": [0, 1], "b": [1, 4]}
-    assert explain.layer_importance([classifier], columns, layers) == expected
+def test_importance_is_the_sum_over_a_layers_features(weights):
+    pipeline = [SimpleNamespace(**weights)]
+    shares = explain.layer_importance(pipeline, {"a": [0, 1], "b": [1, 4]}, "b,a")
+    assert shares == [("a", 0.1, 0.25), ("b", 0.9, 0.75)]

@@ -31,7 +31,7 @@ FROZEN = ["1 head iii", "1 dense, no augmentation"]
 )
 def test_a_run_reruns_its_own_row_and_those_that_it_begins_with(flags, expected):
     rows = fine_tuning_rows(vars(finetune.parse_args(flags.split())))
-    assert [f"{stage} {row['row']}" for stage, row in rows] == expected
+    assert [f"{stage} {row}" for stage, row in rows] == expected
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_run_reruns_its_own_row_and_those_that_it_begins_with(flags, expected)
 )
 def test_a_forest_reruns_the_rows_with_its_settings_and_model(original, settings, expected):
     usual = {"layers": "all", "discretize": False, "n_estimators": 50, "min_samples_leaf": 2}
-    assert [row["row"] for row in forest_rows(original, usual | settings)] == expected
+    assert forest_rows(original, usual | settings) == expected
 
 
 def test_a_linear_classifier_reruns_no_row():

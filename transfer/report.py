@@ -7,24 +7,25 @@ import numpy as np
 from sklearn import metrics
 
 from transfer import predict
-from transfer.console import BadInput, percent, print_notice, print_table
-from transfer.explain import explain_test
+from transfer.console import BadInput, percent, print_next, print_notice, print_table
+from transfer.explain import explain_layers, explain_test
 from transfer.features import ExtractionOptions
-from transfer.files import locked, read_csv, write_csv, write_json
+from transfer.files import locked, read_csv, read_json, write_csv, write_json
 from transfer.plots import plot_confusion
-from transfer.runs import dataset_of, describe_dataset, read_run
-from transfer.stats import mcnemar, span, wilson
+from transfer.runs import dataset_of, describe_dataset, read_run, refuse_other_classes
+from transfer.stats import balanced_interval, mcnemar, span, wilson
 from transfer.study import (
     FIGURES,
+    TEST_ACCURACY,
+    TEST_AVERAGES,
     TEST_F1,
-    TEST_FIGURES,
     VAL_ACCURACY,
     fine_tuning_rows,
     forest_rows,
 )
 from transfer.weights import is_published_vgg16
 
-AVERAGES = ("macro avg", "weighted avg")  # as scikit-learn calls them
+STUDYS_F1 = "study's f1, MAMe"  # a column
 FORMATS = {  # of figures on screen; others are shown as they are
     "loss": "{:.4f}",
     "accuracy": "{:.2%}",
@@ -48,21 +49,26 @@ def study_rows(run):
     """The study's rows that a run reruns: {row's name: our val_accuracy}. A row of fine-tuning is
     the result of its last stage, so our figure beside it is that stage's."""
     found = run.metrics
+    if run.folds:  # the study has a validation split
+        return {}
+    if run.config["script"] == "finetune.py":
+        rows = fine_tuning_rows(run.config["arguments"])
+        return {row: found["stages"][last - 1]["val_accuracy"] for last, row in rows}
+
     ours = {}
-    if not run.is_network:
+    for classifier in found.get("classifiers", []):
         original = is_published_vgg16(run.config["features"]["weights"])
-        for classifier in found["classifiers"]:
-            for row in forest_rows(original, classifier):
-                ours[row["row"]] = classifier["val_accuracy"]
-    elif run.config["script"] == "finetune.py":
-        for last, row in fine_tuning_rows(run.config["arguments"]):
-            ours[row["row"]] = found["stages"][last - 1]["val_accuracy"]
+        for row in forest_rows(original, classifier):
+            ours[row] = classifier["val_accuracy"]
     return ours
 
 
-def print_study_rows(ours, name):
-    """Rows of the study beside our figures {row's name: fraction or None} on the dataset `name`."""
-    rows = [(row, f"{VAL_ACCURACY[row]:.2f}%", percent(figure)) for row, figure in ours.items()]
+def print_study_rows(ours, name, studys=VAL_ACCURACY, show=percent):
+    """Rows of the study beside our figures {row's name: figure, as `show` takes it} on the dataset
+    `name`. studys: {row's name: percent, or None where it has no such row}."""
+    rows = []
+    for row, figure in ours.items():
+        rows.append((row, f"{studys[row]:.2f}%" if studys[row] else "-", show(figure)))
     print_table(("row", "study, MAMe", f"ours, {name}"), rows)
 
 
@@ -89,8 +95,9 @@ def print_runs(runs, dataset):
     rows = []
     best = dict.fromkeys(VAL_ACCURACY)
     for run in runs:
-        images = run.config["dataset"]["images"]["val"]
-        interval = span(wilson(run.metrics["val_accuracy"], images))
+        images = run.config["dataset"]["images"]
+        judged = sum(images.values()) if run.folds else images["val"]
+        interval = span(wilson(run.metrics["val_accuracy"], judged))
         rows.append({"run": run.folder, **run.metrics, "95% interval": interval})
         if run.fingerprint == dataset.fingerprint:
             for row, figure in study_rows(run).items():
@@ -112,33 +119,40 @@ def figures_of_test(labels, rows, probabilities, threshold=None):
     true = rows.labels
     predicted = probabilities.argmax(axis=1)
     right = predicted == true
-    numbers = range(len(labels))
 
-    # of each class and each museum
+    # of each class that has test images, by number: its name may be one of scikit-learn's own keys
+    present = np.unique(true)
     report = metrics.classification_report(
-        true, predicted, labels=numbers, target_names=labels, output_dict=True, zero_division=0
+        true, predicted, labels=present, output_dict=True, zero_division=0
     )
-    classes = {label: report[label] for label in labels}
+    classes = {labels[number]: report[str(number)] for number in present}
+
+    # of each museum
     museums = {}
-    for museum in np.unique(rows.museums[rows.museums != ""]).tolist():
+    for museum in filter(None, np.unique(rows.museums).tolist()):
         here = right[rows.museums == museum]
         museums[museum] = {"accuracy": float(here.mean()), "support": len(here)}
 
     def intervals(groups, key):
         return {name: wilson(row[key], row["support"]) for name, row in groups.items()}
 
+    recalls = intervals(classes, "recall")
+    counts = metrics.confusion_matrix(true, predicted, labels=range(len(labels)))
     return {
         "images": len(right),
         "accuracy": float(right.mean()),
-        "balanced_accuracy": metrics.balanced_accuracy_score(true, predicted),
-        **{name: report[name] for name in AVERAGES},
+        "balanced_accuracy": report["macro avg"]["recall"],
+        **{name: report[name] for name in TEST_AVERAGES},
         "classes": classes,
         "museums": museums,
-        "confusion_matrix": metrics.confusion_matrix(true, predicted, labels=numbers).tolist(),
+        "confusion_matrix": counts.tolist(),
         **accepted(right, probabilities.max(axis=1), threshold),
         "intervals": {  # 95%
             "accuracy": wilson(right.mean(), len(right)),
-            "classes recall": intervals(classes, "recall"),
+            "balanced_accuracy": balanced_interval(
+                [(row["recall"], recalls[name]) for name, row in classes.items()]
+            ),
+            "classes recall": recalls,
             "museums": intervals(museums, "accuracy"),
         },
     }
@@ -160,27 +174,31 @@ def accepted(right, confidence, threshold):
 
 
 def print_report(figures, dataset):
-    """Per class, per museum, and over all images, with 95% intervals, beside the study's."""
-    print_classes(figures, dataset)
-    print()
-    print_accuracies(figures, dataset)
-
-
-def print_classes(figures, dataset):
-    """A row for each class and each average."""
-    study = {name: TEST_FIGURES[name]["f1-score"] for name in AVERAGES}
+    """Per class, per average and museum, and over all images, with 95% intervals, beside the
+    study's."""
+    study = {}
     if len(dataset.labels) == len(TEST_F1):
-        study |= dict(zip(dataset.labels, TEST_F1))
+        study = dict(zip(dataset.labels, TEST_F1))
 
-    first = "class" if dataset.in_folders else "medium"
+    # a class may be called like an average
     recalls = figures["intervals"]["classes recall"]
     rows = []
-    for name, row in (figures["classes"] | {name: figures[name] for name in AVERAGES}).items():
-        row = {first: name, **row, "recall's 95%": span(recalls.get(name))}
-        if not dataset.in_folders:
-            row["study's f1, MAMe"] = study.get(name, "-")
-        rows.append(row)
-    print_figures(rows, rows[0])
+    for name, row in figures["classes"].items():
+        row = {"class": name, **row, "recall's 95%": span(recalls[name])}
+        rows.append({**row, STUDYS_F1: study.get(name, "-")})
+    for name, f1 in TEST_AVERAGES.items():
+        rows.append({"class": name, **figures[name], "recall's 95%": "-", STUDYS_F1: f1})
+
+    columns = list(rows[0])
+    if dataset.in_folders:
+        columns.remove(STUDYS_F1)
+    print_figures(rows, columns)
+
+    absent = [label for label in dataset.labels if label not in figures["classes"]]
+    if absent:
+        print(f"  (without a test image, and so in no figure: {', '.join(absent)})")
+    print()
+    print_accuracies(figures, dataset)
 
 
 def print_accuracies(figures, dataset):
@@ -191,17 +209,16 @@ def print_accuracies(figures, dataset):
     for museum, row in figures["museums"].items():
         interval = span(intervals["museums"][museum])
         rows.append((f"museum: {museum}", percent(row["accuracy"]), interval, row["support"]))
-
-    images = figures["images"]
-    rows.append(("balanced accuracy", percent(figures["balanced_accuracy"]), "-", images))
-    rows.append(("accuracy", percent(figures["accuracy"]), span(intervals["accuracy"]), images))
+    for name in ("balanced_accuracy", "accuracy"):
+        shown = name.replace("_", " ")
+        rows.append((shown, percent(figures[name]), span(intervals[name]), figures["images"]))
     if "accept" in figures:
         found = figures["accept"]
         name = f"of the {percent(found['answered'])} answered with --accept"
         rows.append((name, percent(found["right"]), "-", "-"))
     print_table(("", "ours", "95% interval", "images"), rows)
     if not dataset.in_folders:
-        print(f"  (the study's accuracy on MAMe: {percent(TEST_FIGURES['accuracy'])})")
+        print(f"  (the study's accuracy on MAMe: {percent(TEST_ACCURACY)})")
 
 
 def write_report(folder, name, dataset, rows, probabilities, figures):
@@ -210,17 +227,18 @@ def write_report(folder, name, dataset, rows, probabilities, figures):
     of `figures_of_test`, and whatever else metrics.json is to hold."""
     lines = []
     for file, museum, label, row in zip(rows.files, rows.museums, rows.labels, probabilities):
-        line = {
-            "file": file,
-            "museum": museum,
-            "true": dataset.labels[label],
-            **predict.ranking_row(predict.ranking(row, dataset.labels)),
-            "dataset": dataset.name,
-        }
-        lines.append(line)
+        lines.append(
+            {
+                "file": file,
+                "museum": museum,
+                "true": dataset.labels[label],
+                **predict.ranking_row(predict.ranking(row, dataset.labels)),
+                "dataset": dataset.name,
+            }
+        )
     write_csv(folder / "predictions.csv", lines)
 
-    title = f"{name}, test: {percent(figures['accuracy'])} of {figures['images']} images"
+    title = f"{name}, {folder.name}: {percent(figures['accuracy'])} of {figures['images']} images"
     counts = np.array(figures["confusion_matrix"])
     plot_confusion(counts, dataset.labels, folder / "confusion_matrix.png", title, dataset.notice)
 
@@ -228,22 +246,27 @@ def write_report(folder, name, dataset, rows, probabilities, figures):
     write_json(folder / "metrics.json", content)
 
 
+def is_of(run, dataset):
+    """Whether a run was trained on this dataset, as it is or was."""
+    return run.fingerprint == dataset.fingerprint or run.dataset_root == dataset.root.absolute()
+
+
 def report_folder(dataset, run):
     """Where the test of a run on this dataset is recorded where nothing else is asked for."""
+    if run.folds and is_of(run, dataset):
+        return run.folder / "folds"
     if run.fingerprint == dataset.fingerprint:
         return run.folder / "test"
     return run.folder / f"test-{dataset.fingerprint[:8]}"
 
 
 def evaluate_run(args, dataset, run, out):
-    """Test a run and write its report into the folder `out`, with --explain also why it is wrong
-    where it is; returns the figures. args: test_model.py's. BadInput where it was trained on other
-    classes."""
-    if run.config["labels"] != dataset.labels:
-        raise BadInput(
-            f"{run.folder} was trained on other classes than {dataset.root}; name its own dataset "
-            "with --data."
-        )
+    """The figures of a test of a run, whose report is written into the folder `out`, with --explain
+    also why it is wrong where it is; of a run that was trained on all pictures those of its folds.
+    args: test_model.py's. BadInput where it was trained on other classes."""
+    refuse_other_classes(run, dataset)
+    if run.folds and is_of(run, dataset):
+        return read_folds(args, dataset, run)
 
     # the answers, and which of them --accept takes
     asked = dataset.splits["test"].files
@@ -251,7 +274,7 @@ def evaluate_run(args, dataset, run, out):
     batch_size = args.batch_size or dataset.defaults["batch_size"]
     options = ExtractionOptions(batch_size, args.cache, args.skip_unreadable)
     rows, probabilities = predict.predict_split(dataset, run, "test", options)
-    threshold = predict.acceptance_threshold(args.accept, run, options)
+    threshold = predict.acceptance_threshold(args.accept, run, options, dataset)
 
     figures = {
         "skipped_images": np.setdiff1d(asked, rows.files).tolist(),
@@ -266,6 +289,21 @@ def evaluate_run(args, dataset, run, out):
     return figures
 
 
+def read_folds(args, dataset, run):
+    """The figures of a run's folds; with --explain shows the importance of its layers. args:
+    test_model.py's."""
+    print(
+        f"{run.folder} was trained on every picture of {dataset.root}, so that none is left to test"
+        f" it on. Its {run.folds} folds: each picture answered by a classifier fitted without it"
+    )
+    folder = run.folder / "folds"
+    if args.explain:
+        explain_layers(folder, run)
+    threshold = predict.acceptance_threshold(args.accept, run, None)
+    confidence, right = predict.read_unseen(run)
+    return read_json(folder / "metrics.json") | accepted(right, confidence, threshold)
+
+
 def compare_runs(args, dataset):
     """Say whether the two runs of --compare differ on the test split of `dataset`, None for their
     own, and on which classes. Those not tested yet are tested first. args: test_model.py's."""
@@ -274,7 +312,7 @@ def compare_runs(args, dataset):
         raise BadInput(
             f"{first.folder} and {second.folder} are of two datasets; name two runs on one."
         )
-    dataset = dataset or dataset_of(first, args.seed)
+    dataset = dataset or dataset_of(first, args.seed, args.cache)
     print_notice(dataset.notice)
     answers = [answers_on_test(args, dataset, run) for run in (first, second)]
     accuracies, rows = compare_answers(*answers, dataset.labels)
@@ -286,7 +324,7 @@ def compare_runs(args, dataset):
     write_csv(path, [{**row, "dataset": dataset.name} for row in rows])
     print_comparison(args.compare, accuracies, rows)
     print(f"\nResults: {path}")
-    print(f"Next: python test_model.py --run {first.folder} --explain")
+    print_next("test_model.py", run=first.folder, data=dataset.root, explain=True)
 
 
 def answers_on_test(args, dataset, run):
@@ -301,17 +339,19 @@ def answers_on_test(args, dataset, run):
 
 def compare_answers(first, second, labels):
     """How two classifiers, A and B, differ on the images that both were tested on. first, second:
-    of `answers_on_test`. Returns (the accuracy of each, rows): for all images and for each class
-    how many each alone has right, and p: exact McNemar, for a class times their number
-    (Bonferroni)."""
-    files = [file for file in first if file in second]
-    pairs = [(first[file][1], second[file][1]) for file in files]
+    of `answers_on_test`. Returns (the accuracy of each, rows): for all images, as the class "", and
+    for each class how many each alone has right, and p: exact McNemar, for a class times their
+    number (Bonferroni)."""
+    pairs = {label: [] for label in labels}
+    for file, (true, right) in first.items():
+        if file in second:
+            pairs[true].append((right, second[file][1]))
 
-    rows = [difference("all", pairs, 1)]
+    every = sum(pairs.values(), [])
+    rows = [difference("", every, 1)]  # a class may be called 'all'
     for label in labels:
-        here = [pair for file, pair in zip(files, pairs) if first[file][0] == label]
-        rows.append(difference(label, here, len(labels)))
-    return np.mean(pairs, axis=0), rows
+        rows.append(difference(label, pairs[label], len(labels)))
+    return np.mean(every, axis=0), rows
 
 
 def difference(label, pairs, tests):
@@ -335,7 +375,7 @@ def print_comparison(folders, accuracies, rows):
         print(f"  {letter} = {folder}: {percent(accuracy)} of {total['images']} images")
 
     classes.sort(key=itemgetter("p"))
-    print_figures([total, *classes], total)
+    print_figures([total | {"class": "all"}, *classes], total)
 
     print("(p: exact McNemar test; that of a class is multiplied by the number of classes)")
     if total["p"] < 0.05:

@@ -40,7 +40,7 @@ class Stage:
 def plan_stages(args):
     """The stages of finetune.py's flags."""
     stages = []
-    for name, blocks, augment in plan_trainings(args.unfreeze, args.augment, args.final_augment):
+    for name, blocks, augment in plan_trainings(vars(args)):
         stage = Stage(
             name=name,
             blocks=blocks,
