@@ -1,24 +1,27 @@
-"""How fast a device is kept at its work: ours on each backend beside plain PyTorch, at 224x224.
+"""How fast a device is kept at its work: ours on each backend beside plain PyTorch.
 
     python benchmarks/gpu.py --backends jax torch          those that are installed; also tensorflow
-    python benchmarks/gpu.py --images 64 --image-size 64 --precisions float32          on a CPU
+    python benchmarks/gpu.py --backends tensorflow --tasks unfrozen --precisions float32 \
+        --images 64 --image-size 48 112 224 --rounds 3             training, on a CPU
 
 extraction: all features of VGG16 (12,416 at 224). unfrozen: training all of VGG16 with head iii.
 Each measurement is a process of its own. Ours is what the commands call, from decoded images to
 written files; "loading" is the share of its time that batches take (beside the device's work),
 "writing" that of the ends of epochs. Plain PyTorch is at its best: images on the device before it
-starts, channels_last, half precision where asked, with and without torch.compile. Images a second
-are of the passes after the first, which compiles. "busy" is the share of the backend's own matrix
-product in that precision: convolutions and dense layers counted, in training three times.
+starts, channels_last, a fused Adam, half precision where asked, with and without torch.compile
+(`--plain`). Images a second are of the passes after the first, which compiles. "busy" is the share
+of the backend's own matrix product in that precision: convolutions and dense layers counted, in
+training three times.
 """
 
 import os
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-from measure import PICTURES, alternate, describe_machine, pictures
+from measure import PICTURES, alternate, describe_machine, pictures, spread
 
 from transfer.flags import script_parser
 
@@ -84,7 +87,7 @@ def seconds_of(function, argument):
     return time.perf_counter() - start
 
 
-def measure_device(side, task, precision, args):
+def measure_device(side, task, precision, image_size, args):
     """The figures of one task: `side` is a backend, or one of PLAIN."""
     os.environ["KERAS_BACKEND"] = "torch" if side in PLAIN else side
     start = time.perf_counter()
@@ -94,12 +97,12 @@ def measure_device(side, task, precision, args):
 
     imported = time.perf_counter()
     classes, head = (1000, "fc") if task == "extraction" else (CLASSES, "iii")
-    model = ours.random_vgg16(args.image_size, classes, head, precision)
+    model = ours.random_vgg16(image_size, classes, head, precision)
     built = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        images = pictures(folder / "pictures.npy", args.images, args.image_size)
+        images = pictures(folder / "pictures.npy", args.images, image_size)
         shares = {}
         if side in PLAIN:
             seconds = time_torch(model, task, images, precision, side == PLAIN[1])
@@ -107,7 +110,7 @@ def measure_device(side, task, precision, args):
             seconds, shares = time_ours(model, task, images, args.extraction_batch, folder)
 
     usual = float(np.median(seconds[1:]))
-    size = 8192 if accelerators(ours.keras.backend.backend()) else 2048
+    size = 8192 if accelerators() else 2048
     peak = ours.matrix_product(size, precision)
     work = ours.flop(model) * (1 if task == "extraction" else 3)
     return {
@@ -125,22 +128,25 @@ def main():
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--backends", nargs="+", choices=BACKENDS, default=["jax"], help="default: jax")
+    add("--plain", nargs="+", choices=PLAIN, default=PLAIN, help="default: both")
     add("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default: both")
     text = "default: bfloat16"
     add("--precisions", nargs="+", choices=PRECISIONS, default=["bfloat16"], help=text)
     add("--images", type=int, default=2048, help="whole batches (default: %(default)s)")
-    add("--image-size", type=int, default=224, help="pixels a side (default: %(default)s)")
+    add("--image-size", type=int, nargs="+", default=[224], help="pixels a side (default: 224)")
     add("--extraction-batch", type=int, help="default: what extract_features.py takes")
+    add("--rounds", type=int, default=1, help="default: %(default)s")
     args = parser.parse_args()
 
-    print(f"{describe_machine()}\n{args.images} {PICTURES} of {args.image_size} pixels a side")
+    print(f"{describe_machine()}\n{args.images} {PICTURES}")
     workers = {}
-    for side in (*args.backends, *PLAIN):
-        for precision in args.precisions:
-            for task in args.tasks:
-                name = f"{side}, {precision}, {task}"
-                workers[name] = (measure_device, side, task, precision, args)
-    alternate(workers)
+    sides = (*args.backends, *args.plain)
+    for size, task, precision, side in product(args.image_size, args.tasks, args.precisions, sides):
+        name = f"{side}, {precision}, {task}, {size} pixels"
+        workers[name] = (measure_device, side, task, precision, size, args)
+    found = alternate(workers, args.rounds)
+    for name, rounds in found.items():
+        print(f"{name}: {spread([figures['images a second'] for figures in rounds])}")
 
 
 if __name__ == "__main__":

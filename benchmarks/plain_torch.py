@@ -97,7 +97,7 @@ def torch_trainer(network, images, classes, precision, compiled=False):
     device = images.device.type
     labels = torch.arange(len(images), device=device) % classes
     penalised = [getattr(network, name).weight for name in ("fc1", "fc2", "fc3")]
-    optimizer = torch.optim.Adam(network.parameters(), 1e-5, eps=1e-7, fused=images.is_cuda)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-5, eps=1e-7, fused=True)
     half = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
     network.train()
 

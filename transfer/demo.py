@@ -12,7 +12,7 @@ from transfer.files import locked, write_atomically, write_csv, write_json
 from transfer.recipes import DEMO_DEFAULTS
 
 SIZE = 256  # pixels a side, as MAMe's
-TRAIN_IMAGES = 24  # a class
+TRAIN_IMAGES = 16  # a class
 MEDIUMS = """\
 Albumen photograph
 Bronze
@@ -90,7 +90,7 @@ def demo_rows(per_class):
     rows = []
     for index, medium in enumerate(MEDIUMS):
         # the test split has rare classes and common ones, as MAMe's
-        counts = {"train": TRAIN_IMAGES, "val": 8, "test": 3 + 7 * index % 10}
+        counts = {"train": TRAIN_IMAGES, "val": 6, "test": 3 + 7 * index % 6}
         for number, (split, images) in enumerate(counts.items(), 1):
             for row in range(max(2, round(images * per_class / TRAIN_IMAGES))):
                 museum = "ABC"[index % 3 if row % 4 else row // 4 % 3]
@@ -100,12 +100,7 @@ def demo_rows(per_class):
                         "Image file": name + (".jpeg" if museum == "B" else ".jpg"),
                         "Medium": medium.replace("fabric", "fabric "),  # as MAMe
                         "Museum": f"Demo museum {museum}",
-                        "Museum-based instance ID": name,
                         "Subset": split,
-                        "Width": 256.0,
-                        "Height": 256.0,
-                        "Product size": 65536.0,
-                        "Aspect ratio": 1.0,
                     }
                 )
     return rows

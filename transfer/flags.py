@@ -1,12 +1,15 @@
 """The flags of the scripts. Without Keras: a script parses first, so that --help is quick."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
 from transfer.console import BadInput
-from transfer.recipes import RECIPES
+from transfer.recipes import MOST_EPOCHS, RECIPES
 from transfer.study import UNFREEZE
+
+DEFAULT_CACHE = "data/cache"
 
 
 def script_parser(description):
@@ -33,7 +36,9 @@ def number(name, kind, least, most):
 natural = number("integer of 0 or more", int, 0, 2**31 - 1)
 positive = number("integer of 1 or more", int, 1, 2**31 - 1)
 positive_float = number("number above 0", float, sys.float_info.min, sys.float_info.max)
-share = number("number between 0 and 1, such as 0.95,", float, sys.float_info.min, 0.9999)
+folds = number("integer of 3 or more", int, 3, 2**31 - 1)
+below_one = math.nextafter(1, 0)
+share = number("number between 0 and 1, such as 0.95,", float, sys.float_info.min, below_one)
 
 
 def part_of(text):
@@ -69,15 +74,15 @@ def add_shared_arguments(parser, without=()):
         "--image-size",
         type=natural,
         metavar="N",
-        help="pixels a side of the network's images (default: 224; demo: 48)",
+        help="pixels a side of the network's images (default: 224; demo: 32)",
     )
     add("--batch-size", type=positive, metavar="N", help="images per batch (default: 32)")
     add(
         "--cache",
-        default="data/cache",
+        default=DEFAULT_CACHE,
         metavar="DIR",
-        help="folder for decoded images and frozen layers' outputs, or 'none' "
-        "(default: %(default)s)",
+        help="folder for decoded images, frozen layers' outputs and, where it is not the default, "
+        "features; or 'none' (default: %(default)s)",
     )
     add(
         "--skip-unreadable",
@@ -251,7 +256,9 @@ def apply_recipe(args):
 
 def resolve_arguments(args, dataset):
     """Fill what is still open in `args` with the dataset's own defaults; check the image size."""
-    for key, value in dataset.defaults.items():
+    most = MOST_EPOCHS.get(getattr(args, "recipe", None), {})
+    fewest = {key: min(number, dataset.defaults[key]) for key, number in most.items()}
+    for key, value in {**dataset.defaults, **fewest}.items():
         if getattr(args, key, ...) is None:
             setattr(args, key, value)
     if args.image_size < 32:
