@@ -27,11 +27,23 @@ IMAGENET_MEAN = (103.939, 116.779, 123.68)  # BGR, as keras.applications.vgg16 s
 # convolution's mean.
 HEADS = {
     "i": ("flatten", "dense 512", "dropout 0.2", "dense 512"),
-    "ii": ("flatten", "batch_norm", "dense 512 l2", "dropout 0.3", "dense 512 l2"),
-    "iii": ("flatten", "batch_norm", "dense 256 l2", "dropout 0.4", "dense 256 l2", "dense 256 l2"),
+    "ii": ("flatten", "batch_normalization", "dense 512 l2", "dropout 0.3", "dense 512 l2"),
+    "iii": (
+        "flatten",
+        "batch_normalization",
+        "dense 256 l2",
+        "dropout 0.4",
+        "dense 256 l2",
+        "dense 256 l2",
+    ),
     "fc": ("flatten", "dense 4096", "dropout 0.5", "dense 4096", "dropout 0.5"),
     "gap": ("global_average_pooling",),
-    "multilayer": ("batch_norm",),
+    "multilayer": ("batch_normalization",),
+}
+PLAIN_LAYERS = {  # those of a head that have no settings
+    "flatten": layers.Flatten,
+    "global_average_pooling": layers.GlobalAveragePooling2D,
+    "batch_normalization": layers.BatchNormalization,
 }
 
 
@@ -90,11 +102,8 @@ class Batches(keras.utils.PyDataset):
         weights = self.weights_of(self.labels[rows], count)
 
         # this process' part of the batch
-        if self.share.processes > 1:
-            parts = np.array_split(np.arange(len(rows)), self.share.processes)
-            own = parts[self.share.process]
-            rows = rows[own]
-            weights = weights[own]
+        rows = np.array_split(rows, self.share.processes)[self.share.process]
+        weights = np.array_split(weights, self.share.processes)[self.share.process]
 
         x = self.inputs_of(rows)
         y = self.labels[rows]
@@ -147,26 +156,18 @@ def sample_augmentation(rng, height, width, ranges=AUGMENTATION):
 
 
 def affine_matrices(moves, height, width):
-    """Rotation, shift and zoom about the centre, then the mirror, as one map from output to input
-    pixels. moves: dicts of `sample_augmentation`. Returns float32 (b, 6), as `AffineWarp` takes
-    them."""
-    move = {key: np.array([move[key] for move in moves], "float64") for key in IDENTITY}
-    cos = np.cos(np.deg2rad(move["theta"]))
-    sin = np.sin(np.deg2rad(move["theta"]))
-    mirrored = move["flip_horizontal"]
-    zero = np.zeros(len(moves))
-    one = np.ones(len(moves))
-
-    def matrices(first, second):
-        return np.array([first, second, [zero, zero, one]]).transpose(2, 0, 1)  # (b, 3, 3)
-
-    rotation = matrices([cos, -sin, zero], [sin, cos, zero])
-    shift = matrices([one, zero, move["tx"]], [zero, one, move["ty"]])
-    zoom = matrices([move["zx"], zero, zero], [zero, move["zy"], zero])
-    mirror = matrices([1 - 2 * mirrored, zero, (width - 1) * mirrored], [zero, one, zero])
-    centre = np.array([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]])
-    whole = centre @ rotation @ shift @ zoom @ np.linalg.inv(centre) @ mirror
-    return whole[:, :2].reshape(-1, 6).astype("float32")
+    """Rotation, shift, zoom and mirror about the centre as one map from output to input pixels.
+    moves: dicts of `sample_augmentation`. Returns float32 (b, 6), as `AffineWarp` takes them."""
+    centre = [(width - 1) / 2, (height - 1) / 2]
+    matrices = []
+    for move in moves:
+        angle = np.deg2rad(move["theta"])
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        mirror = 1 - 2 * move["flip_horizontal"]  # about the centre too: it turns a sign
+        linear = rotation * [move["zx"] * mirror, move["zy"]]
+        offset = centre + rotation @ [move["tx"], move["ty"]] - linear @ centre
+        matrices.append(np.column_stack([linear, offset]).ravel())
+    return np.array(matrices, "float32")
 
 
 class AffineWarp(layers.Layer):
@@ -224,12 +225,8 @@ def add_head(x, kinds, l2):
     input."""
     dense = 0
     for kind, *settings in map(str.split, kinds):
-        if kind == "flatten":
-            x = layers.Flatten(name="flatten")(x)
-        elif kind == "global_average_pooling":
-            x = layers.GlobalAveragePooling2D(name="global_average_pooling")(x)
-        elif kind == "batch_norm":
-            x = layers.BatchNormalization(name="batch_normalization")(x)
+        if kind in PLAIN_LAYERS:
+            x = PLAIN_LAYERS[kind](name=kind)(x)
         elif kind == "dropout":
             # Without a seed of its own it would use PyTorch's global state, which no file holds;
             # this one is Keras' default, and follows set_random_seed.
@@ -369,13 +366,10 @@ def parse_layers(known, wanted):
     """The names among `known` that --layers names: "all"; "conv", the convolutions; "last", the
     last one of each block; or names separated by commas. BadInput for an unknown name."""
     conv = [name for name in known if "_conv" in name]
-    if wanted == "all":
-        return known
-    if wanted == "conv":
-        return conv
-    if wanted == "last":
-        last_of_block = {name.split("_")[0]: name for name in conv}
-        return list(last_of_block.values())
+    last_of_block = {name.split("_")[0]: name for name in conv}
+    groups = {"all": known, "conv": conv, "last": list(last_of_block.values())}
+    if wanted in groups:
+        return groups[wanted]
     names = [name.strip() for name in wanted.split(",")]
     for name in names:
         if name not in known:
@@ -403,8 +397,6 @@ def feature_extractor(model, names):
         stop = start + output.shape[-1]
         columns[name] = [start, stop]
         start = stop
-    if len(outputs) == 1:
-        return keras.Model(model.input, outputs[0]), columns
     joined = layers.Concatenate(name="features", dtype="float32")(outputs)
     return keras.Model(model.input, joined), columns
 

@@ -13,8 +13,7 @@ The study's five strategies for head iii:
 """
 
 from transfer import flags
-from transfer.console import print_configuration, print_next, run_script
-from transfer.study import SPLITS
+from transfer.console import print_next, run_script
 
 
 def parse_args(argv=None):
@@ -27,12 +26,14 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from common import build_model
-    from transfer import data, devices, images, report, runs, train, weights
+    from transfer.data import load_dataset
+    from transfer.runs import run_name
+    from transfer.train import plan_stages
+    from transfer.training import train_network
 
-    dataset = data.load_dataset(args.data, args.seed, args.cache)
+    dataset = load_dataset(args.data, args.seed, args.cache)
     flags.resolve_arguments(args, dataset)
-    name = runs.run_name(
+    name = run_name(
         "finetune",
         args.head,
         args.unfreeze,
@@ -41,30 +42,7 @@ def main(argv=None):
         final_augment=args.final_augment,
         balanced=args.balanced,
     )
-    with devices.on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
-        print_configuration(args, dataset, computes_on=computes_on)
-
-        # VGG16's convolutions with their weights, and a new head
-        classes = len(dataset.labels)
-        model = build_model(
-            args.image_size, classes, args.head, args.l2, args.seed, f"vgg16_{dataset.name}"
-        )
-        weights.load_weights(model, args.weights, args.seed)
-        model = weights.with_precision(model, args.precision)
-
-        # the test split too, so that what is wrong with it is said before training
-        dataset = images.load_images(
-            dataset, SPLITS, args.image_size, args.cache, args.skip_unreadable
-        )
-
-        # stage by stage, each from the best weights of the one before
-        stages = train.plan_stages(args)
-        config = runs.describe_run(args, dataset, **train.decisive(stages, model))
-        with runs.start_run(config, name, args.out, share) as run:
-            train.train_stages(model, stages, dataset, args.cache, run)
-            report.print_run(runs.read_run(run))
-
-    print(f"\nResults: {run}/ (metrics.json, history.csv, curves.png, model.keras)")
+    run = train_network(args, dataset, name, args.head, plan_stages(args), args.l2)
     print_next("test_model.py", run=run)
 
 

@@ -56,7 +56,7 @@ ROWS = {  # the study's figure in percent
     ONE_ROW["strong"]: None,
     BEST_OF_OURS: None,
 }
-OUR_CLAIM = ("ours is ahead on the test split", BEST_OF_OURS, BEST_OF_STUDY)
+CLAIMED = (*CLAIMS, ("ours is ahead on the test split", BEST_OF_OURS, BEST_OF_STUDY))
 SIGNIFICANT = 0.05  # p below which a difference is one
 
 
@@ -79,11 +79,13 @@ def flags_for(script, settings, given=()):
     """Those of the settings that a script has flags for, as flags. Left out: those without a value,
     and those in `given`."""
     known = vars(import_module(Path(script).stem).parse_args([]))
-    wanted = {}
-    for name, value in settings.items():
-        if name in known and f"--{name.replace('_', '-')}" not in given:
-            wanted[name] = value
-    return flags_of(wanted)
+    return flags_of(
+        {
+            name: value
+            for name, value in settings.items()
+            if name in known and f"--{name.replace('_', '-')}" not in given
+        }
+    )
 
 
 def call(script, given):
@@ -135,8 +137,8 @@ def collect(out, seeds, settings):
             found.update(study_rows(run))
         for name, row in ONE_ROW.items():
             found[row] = runs[name].metrics["val_accuracy"]
-        found[BEST_OF_STUDY] = accuracy_on_test([runs[name] for name in COMMANDS], settings)
-        found[BEST_OF_OURS] = accuracy_on_test([runs[name] for name in OURS], settings)
+        for row, names in ((BEST_OF_STUDY, COMMANDS), (BEST_OF_OURS, OURS)):
+            found[row] = accuracy_on_test([runs[name] for name in names], settings)
         for row in ROWS:
             figures[row].append(found[row])
     return figures
@@ -153,7 +155,7 @@ def print_results(figures, name):
 
     print("\nDoes what the study says hold here? Differences, paired by seed, in points")
     rows = []
-    for claim, ahead, behind in (*CLAIMS, OUR_CLAIM):
+    for claim, ahead, behind in CLAIMED:
         gains = [better - worse for better, worse in zip(figures[ahead], figures[behind])]
         p = paired_p(figures[ahead], figures[behind])
         holds = "not significant"
@@ -196,10 +198,10 @@ def main(argv=None):
     with start_run(describe_run(args, dataset), "study", args.out) as out:
         run_commands(settings, seeds, out)
         figures = collect(out, seeds, settings)
-        rows = []
-        for row, study in ROWS.items():
-            ours = dict(zip(seeds, figures[row]))
-            rows.append({"row": row, "study": study, "dataset": dataset.name, **ours})
+        rows = [
+            {"row": row, "study": study, "dataset": dataset.name, **dict(zip(seeds, figures[row]))}
+            for row, study in ROWS.items()
+        ]
         write_csv(out / "rows.csv", rows)
 
     print()

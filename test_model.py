@@ -58,30 +58,6 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def choose_run(args, finished, dataset):
-    """The run that --run names, or of the finished ones that of the best val_accuracy: on this
-    dataset, as it is or was, on any where None is given; None where there is none."""
-    from transfer.report import is_of
-    from transfer.runs import read_run
-
-    if args.run:
-        return read_run(args.run)
-    if dataset:
-        finished = [run for run in finished if is_of(run, dataset)]
-    return max(finished, key=lambda run: run.metrics["val_accuracy"], default=None)
-
-
-def show_study(args, finished, dataset):
-    """Show what there is where no run on `dataset`, None for the default one, is finished yet."""
-    from transfer.data import load_dataset
-    from transfer.report import print_runs
-
-    dataset = dataset or load_dataset(None)
-    print_runs(finished, dataset)
-    print(f"There is no finished run on {dataset.root} in {args.runs}/ yet: nothing is tested.")
-    print_next("finetune.py", head="iii", unfreeze="stepped", data=args.data)
-
-
 def evaluate(args, run, finished, dataset):
     """Show all finished runs, and take `run` to the test split of `dataset`, None for its own."""
     from transfer import report
@@ -114,25 +90,36 @@ def main(argv=None):
     args = parse_args(argv)
     from transfer.data import load_dataset
     from transfer.predict import predict_pictures
-    from transfer.report import compare_runs
-    from transfer.runs import finished_runs
+    from transfer.report import compare_runs, is_of, print_runs
+    from transfer.runs import finished_runs, read_run
 
     dataset = load_dataset(args.data, args.seed, args.cache) if args.data else None
     if args.compare:
         compare_runs(args, dataset)
         return
     finished = finished_runs(args.runs)
-    run = choose_run(args, finished, dataset)
-    if not run and args.predict:
-        raise BadInput(
-            f"There is no finished run in {args.runs}/; train one, or name it with --run."
-        )
-    if args.predict:
+
+    # the run that is named, else that of the best validation accuracy on this dataset
+    if args.run:
+        run = read_run(args.run)
+    else:
+        here = [run for run in finished if not dataset or is_of(run, dataset)]
+        run = max(here, key=lambda run: run.metrics["val_accuracy"], default=None)
+
+    if run and args.predict:
         predict_pictures(args, run, dataset)
     elif run:
         evaluate(args, run, finished, dataset)
+    elif args.predict:
+        raise BadInput(
+            f"There is no finished run on {args.data or 'any pictures'} in {args.runs}/; "
+            "train one, or name it with --run."
+        )
     else:
-        show_study(args, finished, dataset)
+        dataset = dataset or load_dataset(None)
+        print_runs(finished, dataset)
+        print(f"There is no finished run on {dataset.root} in {args.runs}/ yet: nothing is tested.")
+        print_next("finetune.py", head="iii", unfreeze="stepped", data=args.data)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ Its 13 convolutions are what `python finetune.py --weights RUN` starts from.
 """
 
 from transfer import flags
-from transfer.console import print_configuration, print_next, run_script
-from transfer.study import ALL_BLOCKS, SPLITS
+from transfer.console import print_next, run_script
+from transfer.study import ALL_BLOCKS
 
 
 def parse_args(argv=None):
@@ -30,45 +30,25 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from common import build_model
-    from transfer import data, devices, images, report, runs, train, weights
+    from transfer.data import load_dataset
+    from transfer.runs import run_name
+    from transfer.train import Stage
+    from transfer.training import train_network
 
-    dataset = data.load_dataset(args.data, args.seed, args.cache)
+    dataset = load_dataset(args.data, args.seed, args.cache)
     flags.resolve_arguments(args, dataset)
-    name = runs.run_name("pretrained", args.top, augment=args.augment, balanced=args.balanced)
-    with devices.on_devices(args.devices, args.batch_size, args.processes) as (share, computes_on):
-        print_configuration(args, dataset, computes_on=computes_on)
-
-        # VGG16 with a new top
-        classes = len(dataset.labels)
-        model = build_model(
-            args.image_size, classes, args.top, seed=args.seed, name=f"vgg16_{dataset.name}"
-        )
-        weights.load_weights(model, args.weights, args.seed)
-        model = weights.with_precision(model, args.precision)
-
-        # the test split too, so that what is wrong with it is said before training
-        dataset = images.load_images(
-            dataset, SPLITS, args.image_size, args.cache, args.skip_unreadable
-        )
-
-        # all of it at once
-        stage = train.Stage(
-            name="all",
-            blocks=ALL_BLOCKS,
-            learning_rate=args.pretrain_learning_rate,
-            epochs=args.pretrain_epochs,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            augment=args.augment,
-            balanced=args.balanced,
-        )
-        config = runs.describe_run(args, dataset, **train.decisive([stage], model))
-        with runs.start_run(config, name, args.out, share) as run:
-            train.train_stages(model, [stage], dataset, args.cache, run)
-            report.print_run(runs.read_run(run))
-
-    print(f"\nResults: {run}/ (metrics.json, history.csv, curves.png, model.keras)")
+    name = run_name("pretrained", args.top, augment=args.augment, balanced=args.balanced)
+    stage = Stage(
+        name="all",
+        blocks=ALL_BLOCKS,
+        learning_rate=args.pretrain_learning_rate,
+        epochs=args.pretrain_epochs,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        augment=args.augment,
+        balanced=args.balanced,
+    )
+    run = train_network(args, dataset, name, args.top, [stage])
     print_next("finetune.py", weights=run, data=dataset.root)
 
 

@@ -97,11 +97,9 @@ def compared_classifiers(dataset, args):
         "linear, --balanced": (linear(class_weight="balanced"), x),
         "logistic regression": (logistic(), x),
         "forest": (forest(), x),
-        "forest, --balanced": (forest(class_weight="balanced"), x),
     }
     for size in others:
         other, _ = load_features(dataset, size, args)
-        rows[f"linear, {size}"] = (linear(), other)
         rows[f"linear, {first} and {size}"] = (linear(), np.concatenate([x, other], axis=1))
     return rows
 

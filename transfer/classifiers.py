@@ -41,7 +41,7 @@ def fit_all(plan, dataset, stored, columns, run, seed):
     there lists those that are finished: the same plan again fits the others.
     """
     state = run / "classifiers.json"
-    rows = read_json(state) if state.exists() else []
+    rows = read_json(state, [])
 
     for layers, discretized, setting in plan[len(rows) :]:
         # said before it begins, as a large forest takes minutes
@@ -123,20 +123,18 @@ def fit_classifier(setting, train, val, discretized, seed):
         x, y = val
         pipeline = with_softmax(pipeline, find_factor(pipeline.decision_function(x), y))
     else:
-        use_one_thread(pipeline[-1])
+        use_one_thread(pipeline)
 
-    figures = {
+    return pipeline, {
         "n_features": train[0].shape[1],
         "accuracy": pipeline.score(*train),
         "val_accuracy": pipeline.score(*val),
     }
-    return pipeline, figures
 
 
-def use_one_thread(classifier):
+def use_one_thread(pipeline):
     """Let a fitted forest add up its trees' votes in one order: the same figures at every run."""
-    if isinstance(classifier, RandomForestClassifier):
-        classifier.set_params(n_jobs=1)
+    return pipeline.set_params(randomforestclassifier__n_jobs=1)
 
 
 def find_factor(scores, y):

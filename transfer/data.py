@@ -99,8 +99,7 @@ def load_dataset(data, seed=0, cache=DEFAULT_CACHE):
     split_of, *columns = map(np.array, zip(*rows))
     every = Split(*columns)
     splits = {name: every.take(split_of == name) for name in SPLITS}
-    fingerprint = fingerprint_of(labels, rows)
-    return Dataset(root, image_folder, labels, splits, defaults, fingerprint)
+    return Dataset(root, image_folder, labels, splits, defaults, fingerprint_of(labels, rows))
 
 
 def default_folder():

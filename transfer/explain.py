@@ -132,7 +132,7 @@ def explain_test(out, run, dataset, rows, rankings):
         if answer != true:
             mistakes.append((dataset.image_folder / file, true, answer, confidence, ranked))
     mistakes.sort(key=itemgetter(3), reverse=True)
-    shown = mistakes[: plots.GALLERY_ROWS * plots.GALLERY_COLUMNS]
+    shown = mistakes[: plots.GALLERY_SIZE]
 
     if shown:
         title = (
@@ -185,8 +185,7 @@ def explain_pictures(out, run, rankings, notice):
 def explain_layers(out, run):
     """Print the importance of each layer for a forest or linear classifier, and write it as CSV."""
     pipeline = load_pipeline(run.folder / "pipeline.skops")
-    columns = run.config["features"]["layers"]
-    shares = layer_importance(pipeline, columns, run.metrics["layers"])
+    shares = layer_importance(pipeline, run.config["features"]["layers"], run.metrics["layers"])
     header = ("layer", "importance", "features")
     print_table(header, [(layer, *map(percent, both)) for layer, *both in shares])
 

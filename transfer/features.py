@@ -168,11 +168,11 @@ def read_notes(folder, decisive):
 def spec_of(notes):
     """The FeatureSpec that features.json, or a run's record of it, tells of."""
     return FeatureSpec(
-        weights=notes["weights"],
-        layers=notes["decisive"]["layers"],
-        image_size=notes["image_size"],
-        seed=notes["seed"],
-        precision=notes["precision"],
+        notes["weights"],
+        notes["decisive"]["layers"],
+        notes["image_size"],
+        notes["seed"],
+        notes["precision"],
     )
 
 

@@ -115,19 +115,15 @@ def read_csv(path, advice):
         raise BadInput(f"{path} is not a CSV file in UTF-8 ({error}); {advice}.") from None
 
 
-def lock_of(path):
-    """The lock of a file or folder, a hidden file beside it; released when its process ends."""
-    path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"))
-
-
 def acquire(path, timeout=-1):
-    """Take the lock of a file or folder, to be held in a `with` block. Raises filelock.Timeout
-    where another process holds it for `timeout` seconds (for ever: -1), and OSError, which names
-    the folder, where its file system has no locks."""
-    with naming_errors(Path(path).absolute().parent):
-        return lock_of(path).acquire(timeout)
+    """Take the lock of a file or folder, a hidden file beside it, to be held in a `with` block;
+    released when its process ends. Raises filelock.Timeout where another process holds it for
+    `timeout` seconds (for ever: -1), and OSError, which names the folder, where its file system has
+    no locks."""
+    path = Path(path).absolute()
+    with naming_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path.with_name(f".{path.name}.lock")).acquire(timeout)
 
 
 @contextlib.contextmanager
@@ -253,8 +249,7 @@ def fill_array(file, blocks, block):
 
         # else go on after the last whole block
         done = (stream.seek(0, os.SEEK_END) - len(header)) // row_bytes
-        if done < count:
-            done -= done % block
+        done -= done % block
         stream.truncate(len(header) + done * row_bytes)
 
         def append(rows):

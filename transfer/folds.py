@@ -8,11 +8,9 @@ from operator import itemgetter
 
 import numpy as np
 import skops.io
-from sklearn.base import clone
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
 
 from transfer.classifiers import (
     find_factor,
@@ -25,7 +23,7 @@ from transfer.console import BadInput, progress
 from transfer.data import Split
 from transfer.files import write_atomically, write_csv
 from transfer.folders import class_of, group_files, repeated, same_name, split_in
-from transfer.plots import GALLERY_COLUMNS, GALLERY_ROWS, plot_gallery
+from transfer.plots import GALLERY_SIZE, plot_gallery
 from transfer.predict import write_unseen
 from transfer.report import figures_of_test, print_report, write_report
 
@@ -88,17 +86,18 @@ def choose(pipeline, settings, x, y, folds, left_out=-1):
     most probable, each by classifiers that have seen neither that fold nor the one left out.
 
     x, y, folds: features (n, n_features), labels and folds (n,). Returns (index of the setting,
-    factor, scores (n, n_classes) or of two classes (n,), of the fold left out too).
+    factor, scores (n, n_classes) or of two classes (n,), of the fold left out too); `pipeline` has
+    that setting then.
     """
     splits = [
         (np.flatnonzero((folds != fold) & (folds != left_out)), np.flatnonzero(folds == fold))
         for fold in range(folds.max() + 1)
     ]
-    first = 1 if left_out == 0 else 0
+    first = int(left_out == 0)
     grid = {"ridgeclassifier__alpha": [setting["alpha"] for setting in settings]}
     search = GridSearchCV(pipeline, grid, cv=[splits[first]], refit=False).fit(x, y)
-    best = clone(pipeline).set_params(**search.best_params_)
-    scores = cross_val_predict(best, x, y, cv=splits, method="decision_function")
+    pipeline.set_params(**search.best_params_)
+    scores = cross_val_predict(pipeline, x, y, cv=splits, method="decision_function")
     here = folds != left_out
     return search.best_index_, find_factor(scores[here], y[here]), scores
 
@@ -113,7 +112,7 @@ def cross_validate(pipeline, settings, x, y, folds):
             _, factor, scores = choose(pipeline, settings, x, y, folds, fold)
             answers[here] = to_probabilities(scores[here], factor)
         else:
-            use_one_thread(pipeline.fit(x[~here], y[~here])[-1])
+            use_one_thread(pipeline.fit(x[~here], y[~here]))
             answers[here] = pipeline.predict_proba(x[here])
     return answers
 
@@ -122,10 +121,8 @@ def fit_best(pipeline, settings, x, y, folds):
     """(Pipeline fitted on all pictures, its setting), as `choose` takes and chooses it. The scaler
     of a linear classifier, where it comes first, changes `x` in place."""
     if "alpha" not in settings[0]:
-        use_one_thread(pipeline.fit(x, y)[-1])
-        return pipeline, settings[0]
+        return use_one_thread(pipeline.fit(x, y)), settings[0]
     best, factor, _ = choose(pipeline, settings, x, y, folds)
-    pipeline.set_params(ridgeclassifier__alpha=settings[best]["alpha"])
     return with_softmax(pipeline.fit(x, y), factor), settings[best]
 
 
@@ -146,7 +143,7 @@ def fit_folds(plan, dataset, stored, folds, run, seed):
 
     # what learns nothing comes first, once
     fixed = []
-    if isinstance(pipeline[0], FunctionTransformer):
+    if "alpha" in setting:
         fixed = [pipeline[0]]
         x = pipeline[0].transform(x)
         pipeline = pipeline[1:]
@@ -161,8 +158,7 @@ def fit_folds(plan, dataset, stored, folds, run, seed):
     print(f"\nFitting on all {len(x)} pictures", flush=True)
     fitted, setting = fit_best(pipeline, settings, x, rows.labels, folds)
     trained = fitted[-1] if fixed else fitted  # x is standardised by now
-    content = skops.io.dumps(make_pipeline(*fixed, *fitted))
-    write_atomically(run / "pipeline.skops", content)
+    write_atomically(run / "pipeline.skops", skops.io.dumps(make_pipeline(*fixed, *fitted)))
     row = {
         "layers": layers,
         "discretize": discretized,
@@ -187,10 +183,15 @@ def write_folds(run, dataset, rows, probabilities, figures):
     suspects = find_suspects(dataset, rows, probabilities)
     if suspects:
         write_csv(folder / "suspects.csv", suspects)
-        shown = []
-        for row in suspects[: GALLERY_ROWS * GALLERY_COLUMNS]:
-            path = dataset.image_folder / row["file"]
-            shown.append((path, row["class"], row["answer"], row["probability_of_answer"]))
+        shown = [
+            (
+                dataset.image_folder / row["file"],
+                row["class"],
+                row["answer"],
+                row["probability_of_answer"],
+            )
+            for row in suspects[:GALLERY_SIZE]
+        ]
         title = f"{run.name}: the {len(shown)} most suspect labels"
         plot_gallery(folder / "suspects.png", shown, title, dataset.notice)
         print(f"\nLabels that may be wrong: {folder}/suspects.csv, the first in suspects.png")
@@ -207,13 +208,14 @@ def find_suspects(dataset, rows, probabilities):
         confidence = max(row)
         answer = row.index(confidence)
         if answer != label:
-            suspect = {
-                "file": file,
-                "class": dataset.labels[label],
-                "answer": dataset.labels[answer],
-                "probability_of_class": row[label],
-                "probability_of_answer": confidence,
-                "dataset": dataset.name,
-            }
-            suspects.append(suspect)
+            suspects.append(
+                {
+                    "file": file,
+                    "class": dataset.labels[label],
+                    "answer": dataset.labels[answer],
+                    "probability_of_class": row[label],
+                    "probability_of_answer": confidence,
+                    "dataset": dataset.name,
+                }
+            )
     return sorted(suspects, key=itemgetter("probability_of_class"))

@@ -23,7 +23,6 @@ DECODING = 4  # version of what this module makes of a file: part of the key of 
 DECODE_BLOCK = 256  # images decoded and written at once
 LARGE_PIXELS = 2**26  # above which a picture is reduced, or refused where memory is short
 LARGEST_VALUES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
-NO_SUCH_FILE = "there is no such file"
 MAX_LISTED = 1000  # unreadable files that an error lists, of all those that it counts
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # in bytes, or "max"
 
@@ -76,12 +75,9 @@ def srgb_transform(profile, mode):
     (mode that it is in before, transform to RGB). The transform is None where there is nothing to
     do: no profile, a damaged one, or one of another kind of image than `mode` (L, RGB or CMYK).
     Threads may share it: LittleCMS keeps nothing in it between two calls."""
-    if not profile:
-        return "RGB", None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        srgb = ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(source, srgb, mode, "RGB")
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (OSError, ImageCms.PyCMSError):
         return "RGB", None
     return mode, transform
@@ -162,7 +158,7 @@ def decode_all(paths, image_size, description=None):
         try:
             images[row] = decode_image(paths[row], image_size)
         except FileNotFoundError:
-            return NO_SUCH_FILE
+            return "there is no such file"
         except UnidentifiedImageError:
             return "it is not a picture, or of a kind that cannot be read"
         except Exception as error:  # whatever Pillow makes of a broken file, the file gets named
@@ -210,9 +206,8 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
 def describe_skipped(dataset, skipped):
     """What to do about files {name: why it cannot be read}, and a list of them."""
     advice = "restore them, "
-    gone = list(skipped.values()).count(NO_SUCH_FILE)
-    if gone and dataset.in_folders:
-        advice += f"delete the rows of the missing ones ({gone}) from split.csv, "
+    if dataset.in_folders:
+        advice += "delete the rows of missing ones from split.csv, "
     lines = [f"\n  {file}: {reason}" for file, reason in skipped.items()]
     return (
         f"{len(skipped)} images in {dataset.image_folder} are missing or cannot be decoded;"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from transfer.files import printable, write_atomically
 from transfer.images import read_image
 
-GALLERY_ROWS = 4
+GALLERY_SIZE = 24  # pictures, at most
 GALLERY_COLUMNS = 6
 MAX_COUNTED = 60  # classes of a confusion matrix up to which each cell says how many
 MAX_NAMED = 100  # classes up to which each is named beside it
@@ -75,8 +75,12 @@ def plot_curves(history, path, title, notice):
         for number, row in firsts.items():
             start = row["epoch"] - 0.5
             axes.axvline(start, color="grey", linestyle="--")
-            name = f"{number}: {row['trained']}"
-            axes.annotate(name, (start, 1), xycoords=("data", "axes fraction"), rotation=20)
+            axes.annotate(
+                f"{number}: {row['trained']}",
+                (start, 1),
+                xycoords=("data", "axes fraction"),
+                rotation=20,
+            )
     save_figure(figure, path, notice)
 
 
@@ -153,7 +157,7 @@ def plot_explanation(path, picture_path, heat, ranked, notice):
 
 @picture()
 def plot_gallery(path, mistakes, title, notice):
-    """Plot a gallery of mistakes, at most GALLERY_ROWS * GALLERY_COLUMNS: [(path, true class,
+    """Plot a gallery of mistakes, at most GALLERY_SIZE: [(path, true class,
     predicted class, its probability, ...)]."""
     rows = ceil(len(mistakes) / GALLERY_COLUMNS)
     figure = new_figure(2.15 * GALLERY_COLUMNS, 2.5 * rows + 0.6)

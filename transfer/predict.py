@@ -88,8 +88,7 @@ def list_pictures(paths):
 
 def new_folder(named, run):
     """The folder `named`, else RUN/predicted, predicted-2 ...: the first without predictions."""
-    places = [Path(named)] if named else numbered_names(run.folder / "predicted")
-    for place in places:
+    for place in numbered_names(run.folder / "predicted", named):
         if not (place / "predictions.jsonl").exists():
             return place
     raise BadInput(f"{named} holds predictions already; name a new folder with --out.")
@@ -227,10 +226,9 @@ def predict_files(files, classify, run, batch_size, folder):
         else:
             probabilities[row] = classify(images)[0]
 
-    rankings = {}
-    for file, row in zip(files, probabilities):
-        if file not in unread:
-            rankings[file] = ranking(row, labels)
+    rankings = {
+        file: ranking(row, labels) for file, row in zip(files, probabilities) if file not in unread
+    }
     return rankings, unread
 
 
@@ -251,12 +249,13 @@ def ranking_row(ranked):
 
 def write_predictions(out, run, rankings, unread, threshold):
     """Write predictions.csv and predictions.jsonl into the folder `out`, one row or line a file;
-    the unread are in the .jsonl alone, after all others. Returns its lines, dicts. rankings,
-    unread: as `predict_files` gives. threshold: the least confidence of an answer that is given;
-    None where all are."""
+    the unread are in the .jsonl alone, after all others. Returns what is shown of each: (name,
+    answer, likeliest classes or why it could not be read). rankings, unread: as `predict_files`
+    gives. threshold: the least confidence of an answer that is given; None where all are."""
     origin = {"run": str(run.folder), "dataset": run.metrics["dataset"]}
     lines = []
     rows = []
+    shown = []
     for file, ranked in rankings.items():
         answer, probability = ranked[0]
         if probability < (threshold or 0):
@@ -265,27 +264,21 @@ def write_predictions(out, run, rankings, unread, threshold):
         classes = [{"class": label, "probability": round(p, 6)} for label, p in ranked]
         lines.append({**known, "predictions": classes, **origin})
         rows.append({**known, **ranking_row(ranked), **origin})
+        likeliest = ", ".join(f"{label} {p:.1%}" for label, p in ranked[:SHOWN])
+        shown.append((printable(file.name), answer, likeliest))
     for file, reason in unread.items():
         lines.append({"file": str(file), "error": reason, **origin})
+        shown.append((printable(file.name), "-", reason))
 
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomically(out / "predictions.jsonl", content)
     if rows:
         write_csv(out / "predictions.csv", rows)
-    return lines
+    return shown
 
 
-def print_predictions(lines):
-    """The first MAX_ROWS lines of predictions.jsonl as a table: the likeliest classes of a picture,
-    or why it could not be read."""
-    table = []
-    for line in lines[:MAX_ROWS]:
-        shown = line.get("error")
-        if not shown:
-            classes = line["predictions"][:SHOWN]
-            shown = ", ".join(f"{row['class']} {row['probability']:.1%}" for row in classes)
-        table.append((printable(Path(line["file"]).name), line.get("answer", "-"), shown))
-
-    print_table(("picture", "answer", "likeliest classes"), table)
-    if len(lines) > MAX_ROWS:
+def print_predictions(shown):
+    """The first MAX_ROWS rows of what `write_predictions` returns as a table."""
+    print_table(("picture", "answer", "likeliest classes"), shown[:MAX_ROWS])
+    if len(shown) > MAX_ROWS:
         print("  ... predictions.jsonl has them all")

@@ -58,17 +58,17 @@ def study_rows(run):
     ours = {}
     for classifier in found.get("classifiers", []):
         original = is_published_vgg16(run.config["features"]["weights"])
-        for row in forest_rows(original, classifier):
-            ours[row] = classifier["val_accuracy"]
+        ours.update(dict.fromkeys(forest_rows(original, classifier), classifier["val_accuracy"]))
     return ours
 
 
 def print_study_rows(ours, name, studys=VAL_ACCURACY, show=percent):
     """Rows of the study beside our figures {row's name: figure, as `show` takes it} on the dataset
     `name`. studys: {row's name: percent, or None where it has no such row}."""
-    rows = []
-    for row, figure in ours.items():
-        rows.append((row, f"{studys[row]:.2f}%" if studys[row] else "-", show(figure)))
+    rows = [
+        (row, f"{studys[row]:.2f}%" if studys[row] else "-", show(figure))
+        for row, figure in ours.items()
+    ]
     print_table(("row", "study, MAMe", f"ours, {name}"), rows)
 
 
@@ -137,7 +137,6 @@ def figures_of_test(labels, rows, probabilities, threshold=None):
         return {name: wilson(row[key], row["support"]) for name, row in groups.items()}
 
     recalls = intervals(classes, "recall")
-    counts = metrics.confusion_matrix(true, predicted, labels=range(len(labels)))
     return {
         "images": len(right),
         "accuracy": float(right.mean()),
@@ -145,7 +144,9 @@ def figures_of_test(labels, rows, probabilities, threshold=None):
         **{name: report[name] for name in TEST_AVERAGES},
         "classes": classes,
         "museums": museums,
-        "confusion_matrix": counts.tolist(),
+        "confusion_matrix": metrics.confusion_matrix(
+            true, predicted, labels=range(len(labels))
+        ).tolist(),
         **accepted(right, probabilities.max(axis=1), threshold),
         "intervals": {  # 95%
             "accuracy": wilson(right.mean(), len(right)),
@@ -184,8 +185,8 @@ def print_report(figures, dataset):
     recalls = figures["intervals"]["classes recall"]
     rows = []
     for name, row in figures["classes"].items():
-        row = {"class": name, **row, "recall's 95%": span(recalls[name])}
-        rows.append({**row, STUDYS_F1: study.get(name, "-")})
+        beside = {"recall's 95%": span(recalls[name]), STUDYS_F1: study.get(name, "-")}
+        rows.append({"class": name, **row, **beside})
     for name, f1 in TEST_AVERAGES.items():
         rows.append({"class": name, **figures[name], "recall's 95%": "-", STUDYS_F1: f1})
 
@@ -210,8 +211,8 @@ def print_accuracies(figures, dataset):
         interval = span(intervals["museums"][museum])
         rows.append((f"museum: {museum}", percent(row["accuracy"]), interval, row["support"]))
     for name in ("balanced_accuracy", "accuracy"):
-        shown = name.replace("_", " ")
-        rows.append((shown, percent(figures[name]), span(intervals[name]), figures["images"]))
+        figure = percent(figures[name])
+        rows.append((name.replace("_", " "), figure, span(intervals[name]), figures["images"]))
     if "accept" in figures:
         found = figures["accept"]
         name = f"of the {percent(found['answered'])} answered with --accept"
@@ -225,25 +226,24 @@ def write_report(folder, name, dataset, rows, probabilities, figures):
     """Write metrics.json, predictions.csv and confusion_matrix.png of what the run `name` answers
     into `folder`. rows: a data.Split of the dataset. probabilities: (n, n_classes). figures: those
     of `figures_of_test`, and whatever else metrics.json is to hold."""
-    lines = []
-    for file, museum, label, row in zip(rows.files, rows.museums, rows.labels, probabilities):
-        lines.append(
-            {
-                "file": file,
-                "museum": museum,
-                "true": dataset.labels[label],
-                **predict.ranking_row(predict.ranking(row, dataset.labels)),
-                "dataset": dataset.name,
-            }
-        )
+    lines = [
+        {
+            "file": file,
+            "museum": museum,
+            "true": dataset.labels[label],
+            **predict.ranking_row(predict.ranking(row, dataset.labels)),
+            "dataset": dataset.name,
+        }
+        for file, museum, label, row in zip(rows.files, rows.museums, rows.labels, probabilities)
+    ]
     write_csv(folder / "predictions.csv", lines)
 
     title = f"{name}, {folder.name}: {percent(figures['accuracy'])} of {figures['images']} images"
     counts = np.array(figures["confusion_matrix"])
     plot_confusion(counts, dataset.labels, folder / "confusion_matrix.png", title, dataset.notice)
 
-    content = {"run": name, "dataset": describe_dataset(dataset), **figures}
-    write_json(folder / "metrics.json", content)
+    about = {"run": name, "dataset": describe_dataset(dataset)}
+    write_json(folder / "metrics.json", about | figures)
 
 
 def is_of(run, dataset):
@@ -307,7 +307,7 @@ def read_folds(args, dataset, run):
 def compare_runs(args, dataset):
     """Say whether the two runs of --compare differ on the test split of `dataset`, None for their
     own, and on which classes. Those not tested yet are tested first. args: test_model.py's."""
-    first, second = [read_run(folder) for folder in args.compare]
+    first, second = map(read_run, args.compare)
     if first.fingerprint != second.fingerprint:
         raise BadInput(
             f"{first.folder} and {second.folder} are of two datasets; name two runs on one."
@@ -342,30 +342,29 @@ def compare_answers(first, second, labels):
     of `answers_on_test`. Returns (the accuracy of each, rows): for all images, as the class "", and
     for each class how many each alone has right, and p: exact McNemar, for a class times their
     number (Bonferroni)."""
-    pairs = {label: [] for label in labels}
+    # whether A is right, and whether B is, of each image
+    pairs = {label: [] for label in ("", *labels)}  # a class may be called 'all'
     for file, (true, right) in first.items():
         if file in second:
-            pairs[true].append((right, second[file][1]))
+            pair = (right, second[file][1])
+            pairs[""].append(pair)
+            pairs[true].append(pair)
 
-    every = sum(pairs.values(), [])
-    rows = [difference("", every, 1)]  # a class may be called 'all'
-    for label in labels:
-        rows.append(difference(label, pairs[label], len(labels)))
-    return np.mean(every, axis=0), rows
-
-
-def difference(label, pairs, tests):
-    """A row of `compare_answers`. pairs: [(whether A is right, whether B is)]. tests: how many p's
-    are looked at."""
-    only_a = pairs.count((True, False))
-    only_b = pairs.count((False, True))
-    return {
-        "class": label,
-        "images": len(pairs),
-        "only_A_right": only_a,
-        "only_B_right": only_b,
-        "p": min(1.0, mcnemar(only_a, only_b) * tests),
-    }
+    rows = []
+    for label, told in pairs.items():
+        only_a = told.count((True, False))
+        only_b = told.count((False, True))
+        tests = len(labels) if label else 1
+        rows.append(
+            {
+                "class": label,
+                "images": len(told),
+                "only_A_right": only_a,
+                "only_B_right": only_b,
+                "p": min(1.0, mcnemar(only_a, only_b) * tests),
+            }
+        )
+    return np.mean(pairs[""], axis=0), rows
 
 
 def print_comparison(folders, accuracies, rows):

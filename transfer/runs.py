@@ -49,11 +49,12 @@ def describe_dataset(dataset):
 
 def describe_versions():
     """Versions of Python and of the packages that are installed, and Keras' backend: a dict."""
-    versions = {"python": platform.python_version(), "keras backend": keras.backend.backend()}
-    for package in distributions():
-        if package.name in PACKAGES:
-            versions[package.name] = package.version
-    return versions
+    installed = [package for package in distributions() if package.name in PACKAGES]
+    return {
+        "python": platform.python_version(),
+        "keras backend": keras.backend.backend(),
+        **{package.name: package.version for package in installed},
+    }
 
 
 def describe_run(args, dataset, **decisive):
@@ -77,15 +78,19 @@ def start_run(config, name, named=None, share=Share()):  # noqa: B008, it never 
     `named`, else runs/<dataset>-<name>, <dataset>-<name>-2 ... share: of several processes the
     first records the run; the others get a folder that is thrown away. BadInput where the folder
     named is of no use."""
-    candidates = numbered_names(Path("runs", f"{config['dataset']['name']}-{name}"))
-    if named:
-        candidates = [Path(named)]
-
+    candidates = numbered_names(Path("runs", f"{config['dataset']['name']}-{name}"), named)
     if share.process:
         run = next(run for run in candidates if named or not mismatch(run, config))
         with tempfile.TemporaryDirectory() as folder:
             write_json(Path(folder, "config.json"), config)
-            follow_run(run, Path(folder), share)
+            # silent from now on, from a copy of what the other process resumes from
+            print(
+                f"Process {share.process} of {share.processes}; process 0 records this run.",
+                flush=True,
+            )
+            sys.stdout = open(os.devnull, "w")
+            if (run / "resume").exists():
+                shutil.copytree(run / "resume", Path(folder, "resume"))
             yield Path(folder)
         return
 
@@ -101,17 +106,11 @@ def start_run(config, name, named=None, share=Share()):  # noqa: B008, it never 
             yield run
 
 
-def follow_run(run, folder, share):
-    """Let this process train along with the one that records `run`: silent from now on, from a copy
-    in `folder` of what that one resumes from."""
-    print(f"Process {share.process} of {share.processes}; process 0 records this run.", flush=True)
-    sys.stdout = open(os.devnull, "w")
-    if (run / "resume").exists():
-        shutil.copytree(run / "resume", folder / "resume")
-
-
-def numbered_names(path):
-    """`path`, path-2, path-3 ..."""
+def numbered_names(path, named=None):
+    """The one place `named`, else `path`, path-2, path-3 ..."""
+    if named:
+        yield Path(named)
+        return
     yield path
     for number in count(2):
         yield path.with_name(f"{path.name}-{number}")

@@ -1,18 +1,16 @@
 """How certain a figure is: intervals of accuracies, means over seeds, tests of differences."""
 
-from math import ceil, inf, log, sqrt
-from statistics import mean, stdev
+from math import ceil, inf, log
+from statistics import mean
 
 import numpy as np
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binomtest, sem, ttest_rel
 
 UNCERTAINTY = 0.1  # share of the promises that may be missed
 
 
 def wilson(accuracy, count):
     """95% interval (low, high) of an accuracy, a fraction, on so many images (Wilson 1927)."""
-    if not count:
-        return 0.0, 1.0
     interval = binomtest(round(accuracy * count), int(count)).proportion_ci(0.95, "wilson")
     return float(interval.low), float(interval.high)
 
@@ -63,8 +61,9 @@ def highest_promise(confidence, right):
 
 
 def span(interval):
-    """An interval of fractions as it is printed, in percent; '-' for None."""
-    return "-" if interval is None else "{:.1f} to {:.1f}".format(*(100 * end for end in interval))
+    """An interval of fractions as it is printed, in percent."""
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def mcnemar(first_alone, second_alone):
@@ -76,9 +75,7 @@ def mcnemar(first_alone, second_alone):
 
 def mean_and_error(values):
     """(mean, its standard error) of figures, one a seed; the error of a single one is None."""
-    if len(values) < 2:
-        return mean(values), None
-    return mean(values), stdev(values) / sqrt(len(values))
+    return mean(values), sem(values) if len(values) > 1 else None
 
 
 def in_percent(values, sign=""):

@@ -3,7 +3,9 @@
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -16,7 +18,6 @@ from transfer.files import sync, write_csv, write_json
 from transfer.plots import plot_curves
 from transfer.recipes import WARM_UP
 from transfer.study import AUGMENTATION, FIGURES, plan_trainings
-from transfer.weights import weights_digest
 
 LARGE_MODEL = 2_000_000  # weights from which an epoch takes seconds, and a head is worth compiling
 
@@ -187,17 +188,13 @@ def new_optimizer(stage, updates_per_epoch):
     """A new Keras optimizer for a Stage. schedule "cosine" rises linearly from 0 over WARM_UP of
     the updates and falls to 0 along half a cosine (Loshchilov and Hutter 2017)."""
     rate = stage.learning_rate
-    if stage.schedule == "constant":
-        return keras.optimizers.Adam(rate)
-    updates = max(1, updates_per_epoch * stage.epochs)
-    warm_up = round(WARM_UP * updates)
-    if not warm_up:
-        return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, updates))
-    falling = max(1, updates - warm_up)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, falling, warmup_target=rate, warmup_steps=warm_up
-    )
-    return keras.optimizers.Adam(schedule)
+    if stage.schedule == "cosine":
+        updates = updates_per_epoch * stage.epochs
+        warm_up = round(WARM_UP * updates)
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, updates - warm_up, warmup_target=rate, warmup_steps=warm_up
+        )
+    return keras.optimizers.Adam(rate)
 
 
 def compile_stage(model, stage, updates, share):
@@ -246,21 +243,10 @@ def best_epoch(history):
     return max(history, key=lambda row: row["val_accuracy"])
 
 
-def decisive(stages, model):
-    """What beside flags and data decides a training's figures, for config.json."""
-    return {
-        "stages": [asdict(stage) for stage in stages],
-        "weights_sha256": weights_digest(model, common.convolutions(model)),
-    }
-
-
 def write_metrics(run, dataset, history):
     """Write metrics.json: the figures of the epoch that model.keras holds, and of each stage's
     best, as the study's rows may end in any stage."""
     best = best_epoch(history)
-    by_stage = {}
-    for row in history:
-        by_stage.setdefault(row["stage"], []).append(row)
     metrics = {
         "dataset": dataset.name,
         "notice": dataset.notice,
@@ -268,6 +254,6 @@ def write_metrics(run, dataset, history):
         "best_epoch": best["epoch"],
         "best_stage": best["stage"],
         "epochs": len(history),
-        "stages": list(map(best_epoch, by_stage.values())),
+        "stages": [best_epoch(rows) for _, rows in groupby(history, itemgetter("stage"))],
     }
     write_json(run / "metrics.json", metrics)
