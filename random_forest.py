@@ -36,8 +36,8 @@ DEFAULTS = {
 }
 
 
-def parse_args(argv=None):
-    parser = flags.script_parser(__doc__)
+def add_classifier_arguments(parser):
+    """The flags of what is fitted; those of DEFAULTS are None where they are not given."""
     add = parser.add_argument_group("the classifier").add_argument
     add(
         "--classifier",
@@ -74,6 +74,11 @@ def parse_args(argv=None):
         help="cross-validation over the pictures of all splits, of one setting, in 3 folds or more "
         "(5, say); the classifier is then fitted on all of them, so that none is left for a test",
     )
+
+
+def parse_args(argv=None):
+    parser = flags.script_parser(__doc__)
+    add_classifier_arguments(parser)
     group = parser.add_argument_group("the features")
     flags.add_feature_arguments(group)
     group.add_argument(
@@ -132,6 +137,23 @@ def extract_features(args, dataset, splits):
     return features.extract_features(spec, dataset, splits, options)
 
 
+def load_stored(args, dataset):
+    """(The content of features.json, {split: as `features.load_features` gives it}) of the splits
+    that are needed, their features extracted where they are not there yet."""
+    from common import parse_layers
+    from transfer.features import load_features
+    from transfer.files import read_json
+
+    splits = SPLITS if args.folds else SPLITS[:2]
+    folder = Path(args.features or extract_features(args, dataset, splits))
+    notes = read_json(folder / "features.json")
+    for layers in values_of(args.layers):
+        parse_layers(list(notes["layers"]), layers)
+    # a grid selects the columns of each layer set from all
+    layers = args.layers if args.folds else None
+    return notes, {split: load_features(folder, dataset, split, layers) for split in splits}
+
+
 def name_run(args, weights):
     """What is run, as the name of its folder. weights: of the network, as in --weights."""
     from transfer.runs import run_name
@@ -154,11 +176,10 @@ def name_run(args, weights):
 
 def main(argv=None):
     args = parse_args(argv)
-    from common import parse_layers
     from transfer.classifiers import best_row, fit_all
     from transfer.data import load_dataset
-    from transfer.features import load_features, resolve_weights
-    from transfer.files import read_json, write_csv, write_json
+    from transfer.features import resolve_weights
+    from transfer.files import write_csv, write_json
     from transfer.folds import assign_folds, fit_folds
     from transfer.report import print_run
     from transfer.runs import describe_run, read_run, start_run
@@ -168,15 +189,8 @@ def main(argv=None):
     flags.resolve_arguments(args, dataset)
     print_configuration(args, dataset)
 
-    # the features; input that cannot be used ends here, before a run begins
-    splits = SPLITS if args.folds else SPLITS[:2]
-    folder = Path(args.features or extract_features(args, dataset, splits))
-    notes = read_json(folder / "features.json")
-    for layers in values_of(args.layers):
-        parse_layers(list(notes["layers"]), layers)
-    # a grid selects the columns of each layer set from all
-    layers = args.layers if args.folds else None
-    stored = {split: load_features(folder, dataset, split, layers) for split in splits}
+    # input that cannot be used ends here, before a run begins
+    notes, stored = load_stored(args, dataset)
     if args.folds:
         folds = assign_folds(dataset, stored, args.folds, args.seed)
 

@@ -23,6 +23,7 @@ DECODING = 4  # version of what this module makes of a file: part of the key of 
 DECODE_BLOCK = 256  # images decoded and written at once
 LARGE_PIXELS = 2**26  # above which a picture is reduced, or refused where memory is short
 LARGEST_VALUES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
+NO_SUCH_FILE = "there is no such file"
 MAX_LISTED = 1000  # unreadable files that an error lists, of all those that it counts
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # in bytes, or "max"
 
@@ -158,7 +159,7 @@ def decode_all(paths, image_size, description=None):
         try:
             images[row] = decode_image(paths[row], image_size)
         except FileNotFoundError:
-            return "there is no such file"
+            return NO_SUCH_FILE
         except UnidentifiedImageError:
             return "it is not a picture, or of a kind that cannot be read"
         except Exception as error:  # whatever Pillow makes of a broken file, the file gets named
@@ -206,8 +207,9 @@ def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable
 def describe_skipped(dataset, skipped):
     """What to do about files {name: why it cannot be read}, and a list of them."""
     advice = "restore them, "
-    if dataset.in_folders:
-        advice += "delete the rows of missing ones from split.csv, "
+    gone = list(skipped.values()).count(NO_SUCH_FILE)
+    if gone and dataset.in_folders:
+        advice += f"delete the rows of the missing ones ({gone}) from split.csv, "
     lines = [f"\n  {file}: {reason}" for file, reason in skipped.items()]
     return (
         f"{len(skipped)} images in {dataset.image_folder} are missing or cannot be decoded;"

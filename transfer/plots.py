@@ -74,12 +74,13 @@ def plot_curves(history, path, title, notice):
         axes.legend()
         for number, row in firsts.items():
             start = row["epoch"] - 0.5
-            axes.axvline(start, color="grey", linestyle="--")
+            axes.axvline(start, color="grey", linestyle="--", linewidth=1)
             axes.annotate(
                 f"{number}: {row['trained']}",
-                (start, 1),
+                (start, 1.02),
                 xycoords=("data", "axes fraction"),
                 rotation=20,
+                fontsize=7,
             )
     save_figure(figure, path, notice)
 

@@ -126,12 +126,7 @@ def figures_of_test(labels, rows, probabilities, threshold=None):
         true, predicted, labels=present, output_dict=True, zero_division=0
     )
     classes = {labels[number]: report[str(number)] for number in present}
-
-    # of each museum
-    museums = {}
-    for museum in filter(None, np.unique(rows.museums).tolist()):
-        here = right[rows.museums == museum]
-        museums[museum] = {"accuracy": float(here.mean()), "support": len(here)}
+    museums = figures_of_museums(rows.museums, right)
 
     def intervals(groups, key):
         return {name: wilson(row[key], row["support"]) for name, row in groups.items()}
@@ -157,6 +152,16 @@ def figures_of_test(labels, rows, probabilities, threshold=None):
             "museums": intervals(museums, "accuracy"),
         },
     }
+
+
+def figures_of_museums(museums, right):
+    """{museum: its figures} of the images from `museums` (n,), "" where nothing is known, that were
+    told `right` (n,)."""
+    found = {}
+    for museum in filter(None, np.unique(museums).tolist()):
+        here = right[museums == museum]
+        found[museum] = {"accuracy": float(here.mean()), "support": len(here)}
+    return found
 
 
 def accepted(right, confidence, threshold):
