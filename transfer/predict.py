@@ -182,8 +182,8 @@ def acceptance_threshold(accept, run, options, dataset=None):
     if threshold < np.inf:
         print(
             f"--accept {accept:g}: answers from a confidence of {percent(threshold)} on. With 90% "
-            f"certainty, by the {len(right)} pictures of its {judged_by}, at least so many are "
-            "right of new pictures of the same kinds, in about the same shares of the classes."
+            f"certainty, by the {len(right)} pictures of its {judged_by}, at least that share of "
+            "them is right, for new pictures of the same kinds, in about the same shares."
         )
     else:
         count = fewest_answers(accept)
