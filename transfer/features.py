@@ -310,16 +310,17 @@ def load_features(folder, dataset, split, layers=None):
         rows = dataset.splits[split]
         rows = rows.take(~np.isin(rows.files, notes["skipped_images"]))
         features = read_array(features_file(folder, split))
-        if len(features) != len(rows.files):
-            raise ValueError(f"{len(features)} rows for {len(rows.files)} images")
+        expected = len(rows.files), max(stop for _, stop in notes["layers"].values())
+        if features.shape != expected:
+            raise ValueError(f"{features.shape}, not {expected}")
+        if layers:
+            features = select_columns(features, notes["layers"], layers)
     except BadInput:
         raise
     except Exception as error:  # a damaged file fails in many ways, all of them final
         raise BadInput(
             f"The {split} features in {folder} are missing or damaged ({error}); {EXTRACT_AGAIN}."
         ) from None
-    if layers:
-        features = select_columns(features, notes["layers"], layers)
     return features, rows.labels, rows.files
 
 
