@@ -67,7 +67,7 @@ def evaluate(args, run, finished, dataset):
     args.run = run.folder
     args.image_size = run.image_size
     flags.resolve_arguments(args, dataset)
-    if not args.out or (run.folds and report.is_of(run, dataset)):
+    if not args.out or report.has_folds_of(run, dataset):
         args.out = report.report_folder(dataset, run)
     print_configuration(args, dataset)
     report.print_runs(finished, dataset)

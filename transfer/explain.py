@@ -117,7 +117,8 @@ def layer_importance(pipeline, columns, layers):
     # a layer's features lie side by side
     names = parse_layers(list(columns), layers)
     widths = np.array([np.ptp(columns[name]) for name in names])
-    own = np.add.reduceat(weights, np.cumsum(widths) - widths)
+    starts = np.cumsum(widths) - widths
+    own = np.add.reduceat(weights, starts)  # each sum ends where the next one starts
     return list(zip(names, own / max(weights.sum(), 1e-12), widths / len(weights)))
 
 

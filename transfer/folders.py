@@ -96,7 +96,7 @@ def read_folders(root, seed, cache=DEFAULT_CACHE):
 
     # what they hold, and in which splits they are
     digests = read_digests(root, files, cache)
-    copies = repeated(filter(digests.get, digests), digests.get)
+    copies = find_copies(digests)
     split_of = by_hand or split_pictures(root, digests, recorded, copies, seed)
     warn_of_copies(copies, split_of)
 
@@ -151,10 +151,10 @@ def kind_of(name):
 
 
 def walk_files(folder, inside="", above=()):
-    """Yields all files below `folder`, by name, as paths with slashes that begin with `inside`, and
-    what is of systems, also folders. Links are followed, but not in a circle, and runs of these
-    scripts are skipped. BadInput names a link that leads nowhere; OSError has the name of a folder
-    that cannot be listed."""
+    """Yields (path, which of KINDS) of all files below `folder`, by name, and of what is of
+    systems, also folders. Paths have slashes and begin with `inside`. Links are followed, but not
+    in a circle, and runs of these scripts are skipped. BadInput names a link that leads nowhere;
+    OSError has the name of a folder that cannot be listed."""
     here = os.path.realpath(folder)
     if here in above:
         return
@@ -166,12 +166,13 @@ def walk_files(folder, inside="", above=()):
 
     for entry in sorted(os.scandir(folder), key=attrgetter("name")):
         file = inside + entry.name
-        if kind_of(entry.name) == OF_SYSTEMS:
-            yield file
+        kind = kind_of(entry.name)
+        if kind == OF_SYSTEMS:
+            yield file, kind
         elif entry.is_dir():
             yield from walk_files(entry.path, f"{file}/", (*above, here))
         elif entry.is_file() or "." in entry.name:  # a picture that is missing is named later
-            yield file
+            yield file, kind
         else:
             raise BadInput(f"The link {entry.path} leads nowhere; correct it, or remove it.")
 
@@ -181,12 +182,11 @@ def walk_pictures(folder):
     skipped."""
     skipped = Counter()
     found = []
-    for file in walk_files(folder):
-        name = posixpath.basename(file)
-        kind = kind_of(name)
+    for file, kind in walk_files(folder):
         if kind == PICTURES:
             found.append(file)
         elif file not in OURS:
+            name = posixpath.basename(file)
             skipped[kind, posixpath.splitext(name)[1] or name] += 1
 
     for kind in KINDS:
@@ -220,6 +220,11 @@ def grouped(items, key):
 def repeated(items, key):
     """Lists, of two or more each, of the `items` that have the same key(item)."""
     return [same for same in grouped(items, key).values() if len(same) > 1]
+
+
+def find_copies(digests):
+    """Lists of the files among `digests`, {file: digest}, that are equal byte for byte."""
+    return repeated(filter(digests.get, digests), digests.get)  # not those that cannot be read
 
 
 def warn_of_copies(copies, split_of):

@@ -22,7 +22,7 @@ from transfer.classifiers import (
 from transfer.console import BadInput, progress
 from transfer.data import Split
 from transfer.files import write_atomically, write_csv
-from transfer.folders import class_of, group_files, repeated, same_name, split_in
+from transfer.folders import class_of, find_copies, group_files, same_name, split_in
 from transfer.plots import GALLERY_SIZE, plot_gallery
 from transfer.predict import write_unseen
 from transfer.report import figures_of_test, print_report, write_report
@@ -59,8 +59,8 @@ def assign_folds(dataset, stored, asked, seed):
     # what belongs together
     rows = every_picture(dataset, stored)
     digests = dict(zip(rows.files, rows.digests))
-    copies = repeated(filter(digests.get, digests), digests.get)
-    group_of = group_files({file: name_in_class(file) for file in digests}, copies)
+    names = {file: name_in_class(file) for file in digests}
+    group_of = group_files(names, find_copies(digests))
     groups = [group_of[file] for file in rows.files]
 
     # as many folds as there can be

@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from transfer.console import BadInput, progress
 from transfer.files import ArrayFile, Rows, build_or_load_array, read_json, write_json
+from transfer.flags import DEFAULT_CACHE
 
 DECODING = 4  # version of what this module makes of a file: part of the key of all that is stored
 DECODE_BLOCK = 256  # images decoded and written at once
@@ -30,7 +31,7 @@ CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # in bytes, or "max"
 being_decoded = []  # bytes that each of the pictures takes that threads work on
 decoding_ends = threading.Condition()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of large or odd pictures, decided on here
-Image.MAX_IMAGE_PIXELS = None  # as `check_size` decides
+Image.MAX_IMAGE_PIXELS = None  # as `memory_for` decides
 # a chunk of a PNG's metadata may be as large as all of them together
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 pillow_heif.register_heif_opener()
@@ -173,7 +174,7 @@ def decode_all(paths, image_size, description=None):
         return images, {row: reason for row, reason in enumerate(reasons) if reason}
 
 
-def load_images(dataset, splits, image_size, cache="data/cache", skip_unreadable=False):
+def load_images(dataset, splits, image_size, cache=DEFAULT_CACHE, skip_unreadable=False):
     """Decode and resize every image of `splits` once; later calls find them on disk. cache: folder
     for the decoded images, memory-mapped uint8 (n, size, size, 3) .npy files, safe to delete; or
     "none", which keeps them in memory. Returns the dataset with `images` in each of `splits`,

@@ -256,9 +256,15 @@ def is_of(run, dataset):
     return run.fingerprint == dataset.fingerprint or run.dataset_root == dataset.root.absolute()
 
 
+def has_folds_of(run, dataset):
+    """Whether a run was trained on every picture of this dataset, so that its folds stand for a
+    test."""
+    return bool(run.folds) and is_of(run, dataset)
+
+
 def report_folder(dataset, run):
     """Where the test of a run on this dataset is recorded where nothing else is asked for."""
-    if run.folds and is_of(run, dataset):
+    if has_folds_of(run, dataset):
         return run.folder / "folds"
     if run.fingerprint == dataset.fingerprint:
         return run.folder / "test"
@@ -270,7 +276,7 @@ def evaluate_run(args, dataset, run, out):
     also why it is wrong where it is; of a run that was trained on all pictures those of its folds.
     args: test_model.py's. BadInput where it was trained on other classes."""
     refuse_other_classes(run, dataset)
-    if run.folds and is_of(run, dataset):
+    if has_folds_of(run, dataset):
         return read_folds(args, dataset, run)
 
     # the answers, and which of them --accept takes
