@@ -11,18 +11,17 @@ random choices), on the test split.
 
 --promises: of labels changed at random how many are found among the suspects (beside cleanlab's
 ranking of the same probabilities, where that is installed); how often --accept misses what it
-promised of new pictures, and how many of them it answers, beside the lowest confidence that was
-right often enough (the rule before it); how far tests of 20% lie from the figure of the folds.
+promised of new pictures, and how many of them it answers; how far tests of 20% lie from the figure
+of the folds.
 """
 
 import contextlib
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 from measure import describe_machine, few_of_each
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_curve
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -159,11 +158,7 @@ def print_suspects(name, x, y, folds):
         given %= y.max() + 1
 
         found = answers(linear(), x, given, folds)
-        of_class = found[np.arange(len(y)), given]
-        orders = {
-            "self-confidence": of_class.argsort(),
-            "margin": (of_class - found.max(axis=1)).argsort(),
-        }
+        orders = {"suspects": found[np.arange(len(y)), given].argsort()}
         with contextlib.suppress(ImportError):
             from cleanlab.filter import find_label_issues
 
@@ -175,17 +170,10 @@ def print_suspects(name, x, y, folds):
                 print(f"  {name:<12}seed {seed}, {title}: {share:.0%} of {count}", flush=True)
 
 
-def lowest_confidence(confidence, right, share):
-    """The rule before promises: the lowest confidence from which on a share was right."""
-    precision, _, thresholds = precision_recall_curve(right, confidence)
-    return thresholds[precision[:-1] >= share].min(initial=np.inf)
-
-
 def print_promises(name, x, y):
     """Random pictures, answered in folds and then trained on: how many of the others are answered,
     and in how many draws fewer of these are right than was promised."""
     folds = np.arange(max(LABELLED)) % FOLDS
-    kinds = list(product(SHARES, (promised_confidence, lowest_confidence)))
     for count in LABELLED:
         found = []
         draws = StratifiedShuffleSplit(DRAWS, train_size=count, random_state=0)
@@ -196,14 +184,15 @@ def print_promises(name, x, y):
             kept, _ = fit_best(linear(), [{"alpha": 1000.0}], *drawn)
             new = kept.predict_proba(x[others])
             right = new.argmax(axis=1) == y[others]
-            for share, rule in kinds:
-                least = rule(unseen.max(axis=1), unseen.argmax(axis=1) == drawn[1], share)
+            for share in SHARES:
+                correct = unseen.argmax(axis=1) == drawn[1]
+                least = promised_confidence(unseen.max(axis=1), correct, share)
                 given = new.max(axis=1) >= least
                 found.append((given.mean(), given.any() and right[given].mean() < share))
 
-        shares = np.reshape(found, (DRAWS, len(kinds), 2)).mean(axis=0)
-        for (share, rule), (answered, missed) in zip(kinds, shares):
-            print(f"  {name:<12}{count} pictures, {rule.__name__} {share}: ", end="")
+        means = np.reshape(found, (DRAWS, len(SHARES), 2)).mean(axis=0)
+        for share, (answered, missed) in zip(SHARES, means):
+            print(f"  {name:<12}{count} pictures, --accept {share}: ", end="")
             print(f"answers {answered:.0%}, missed in {missed:.0%} of draws", flush=True)
 
 
