@@ -106,7 +106,7 @@ def run_commands(settings, seeds, out):
 
         print(f"[{number} of {len(planned)}] python {script} {shlex.join(given)}", flush=True)
         if (run / "metrics.json").exists():
-            print(f"  finished before: {run}/", flush=True)
+            print(f"  finished before: {run}/")
         else:
             call(script, given)
 
@@ -153,7 +153,10 @@ def print_results(figures, name):
     print("Accuracy in percent, of validation where no test is named, +- standard error over seeds")
     print_study_rows(figures, name, ROWS, in_percent)
 
-    print("\nDoes what the study says hold here? Differences, paired by seed, in points")
+    print(
+        "\nDoes what the study says hold here? Differences in points, paired by seed; yes or no:\n"
+        f"p < {SIGNIFICANT} in a paired t-test, which ignores that the split itself is small"
+    )
     rows = []
     for claim, ahead, behind in CLAIMED:
         gains = [better - worse for better, worse in zip(figures[ahead], figures[behind])]
@@ -164,10 +167,6 @@ def print_results(figures, name):
         study = f"{ROWS[ahead] - ROWS[behind]:+.2f}" if ROWS[ahead] else "-"
         rows.append((claim, study, in_percent(gains, "+"), holds))
     print_table(("claim", "study, MAMe", "ours", "holds here"), rows)
-    print(
-        f"(yes/no: p < {SIGNIFICANT}, paired t-test over the seeds; "
-        "it ignores that the split itself is small)"
-    )
 
 
 def main(argv=None):

@@ -19,7 +19,7 @@ from transfer.plots import plot_curves
 from transfer.recipes import WARM_UP
 from transfer.study import AUGMENTATION, FIGURES, plan_trainings
 
-LARGE_MODEL = 2_000_000  # weights from which an epoch takes seconds, and a head is worth compiling
+LARGE_MODEL = 2_000_000  # weights from which an epoch takes seconds
 
 
 @dataclass(frozen=True)
@@ -194,22 +194,39 @@ def new_optimizer(stage, updates_per_epoch):
         rate = keras.optimizers.schedules.CosineDecay(
             0.0, updates - warm_up, warmup_target=rate, warmup_steps=warm_up
         )
-    return keras.optimizers.Adam(rate)
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    return FusedAdam(rate) if on_tensorflow else keras.optimizers.Adam(rate)
+
+
+class FusedAdam(keras.optimizers.Adam):
+    """Adam by TensorFlow's own kernel, which goes through a variable and its state once, and not
+    once for each operation of the formula."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        import tensorflow
+
+        index = self._get_variable_index(variable)
+        updates = keras.ops.cast(self.iterations + 1, "float32")
+        tensorflow.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].handle,
+            v=self._velocities[index].handle,
+            beta1_power=self.beta_1**updates,
+            beta2_power=self.beta_2**updates,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
 
 
 def compile_stage(model, stage, updates, share):
     """Compile `model` for a Stage of so many updates an epoch, with a new optimizer."""
-    # TensorFlow goes through Adam's state once for each operation, which XLA makes one
-    dense = not any(isinstance(layer, keras.layers.Conv2D) for layer in common.all_layers(model))
-    on_tensorflow = keras.backend.backend() == "tensorflow"
-    large_head = on_tensorflow and dense and model.count_params() > LARGE_MODEL
     # where batches are filled up for several devices, what fills them has no weight
     metrics = "weighted_metrics" if share.replicas > 1 else "metrics"
     model.compile(
-        new_optimizer(stage, updates),
-        "sparse_categorical_crossentropy",
-        jit_compile=True if large_head else "auto",
-        **{metrics: ["accuracy"]},
+        new_optimizer(stage, updates), "sparse_categorical_crossentropy", **{metrics: ["accuracy"]}
     )
     model.optimizer.build(model.trainable_variables)
 
