@@ -77,16 +77,15 @@ def render_texture(medium, seed):
     layers = [stripes, blobs(rng, cells), grain]
     surface = np.tensordot(mix, layers, axes=1)[..., None] / np.linalg.norm(mix)
 
-    # its colour, light and the camera's noise
+    # its colour and light
     tint = colour * rng.uniform(0.65, 1.4) * rng.uniform(0.8, 1.2, 3)
-    picture = tint + rng.uniform(14, 50) * surface + 20 * blobs(rng, 2)[..., None]
-    picture += rng.normal(0, rng.uniform(4, 16), picture.shape)
+    picture = tint + rng.uniform(14, 50) * surface
     return np.clip(picture, 0, 255).astype("uint8")
 
 
 def demo_rows(per_class):
     """The rows of MAMe_dataset.csv as dicts, with so many train images a class and the others in
-    proportion; names and museums vary as MAMe's do, most of a medium being one museum's."""
+    proportion; museums vary as MAMe's do, most of a medium being one museum's."""
     rows = []
     for index, medium in enumerate(MEDIUMS):
         # the test split has rare classes and common ones, as MAMe's
@@ -94,10 +93,9 @@ def demo_rows(per_class):
         for number, (split, images) in enumerate(counts.items(), 1):
             for row in range(max(2, round(images * per_class / TRAIN_IMAGES))):
                 museum = "ABC"[index % 3 if row % 4 else row // 4 % 3]
-                name = f"{number}{index:02d}{row:04d}"
                 rows.append(
                     {
-                        "Image file": name + (".jpeg" if museum == "B" else ".jpg"),
+                        "Image file": f"{number}{index:02d}{row:04d}.jpg",
                         "Medium": medium.replace("fabric", "fabric "),  # as MAMe
                         "Museum": f"Demo museum {museum}",
                         "Subset": split,
