@@ -41,7 +41,7 @@ def time_ours(model, task, images, batch_size, folder):
     from transfer.study import ALL_BLOCKS
 
     if task == "unfrozen":
-        splits = {"train": images, "val": images[: ours.BATCH_SIZE]}
+        splits = {"train": images, "val": images[:1]}
         found = ours.time_training(model, splits, ALL_BLOCKS, PASSES, folder / "run")
         later = sum(found["epochs"][1:])
         shares = {"loading": found["loading"] / later, "writing": found["writing"] / later}
