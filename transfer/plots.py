@@ -79,7 +79,7 @@ def plot_curves(history, path, title, notice):
                 f"{number}: {row['trained']}",
                 (start, 1.02),
                 xycoords=("data", "axes fraction"),
-                rotation=20,
+                rotation=35,
                 fontsize=7,
             )
     save_figure(figure, path, notice)
