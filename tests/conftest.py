@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,8 +57,7 @@ def write_tiny(root):
         picture.save(root / "data_256" / file, "JPEG")
 
     # not in the order of the classes, as MAMe's own rows are not
-    order = np.random.default_rng(0).permutation(len(rows))
-    write_csv(root, [rows[index] for index in order])
+    write_csv(root, np.random.default_rng(0).permutation(rows))
     labels = "".join(f"{index},{medium}\n" for index, medium in enumerate(MEDIUMS))
     (root / "MAMe_labels.csv").write_text(labels)
     settings = {
@@ -74,10 +74,10 @@ def write_tiny(root):
     (root / "defaults.json").write_text(json.dumps(settings))
 
 
-def write_csv(root, rows, header="Image file,Medium,Museum,Museum-based instance ID,Subset,Width"):
-    lines = [header]
+def write_csv(root, rows):
+    lines = ["Image file,Medium,Museum,Museum-based instance ID,Subset,Width"]
     for file, medium, museum, split in rows:
-        medium = "Woven fabric " if medium == "Woven fabric" else medium  # MAMe's own quirk
+        medium = medium.replace("Woven fabric", "Woven fabric ")  # MAMe's own quirk
         lines.append(f"{file},{medium},{museum},{file},{split},48.0")
     (root / "MAMe_dataset.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -99,11 +99,11 @@ def made_once(tmp_path_factory):
     def give(name, make):
         folder = base / name
         part = base / f"{name}.part"
-        with FileLock(base / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
+        with FileLock(base / f"{name}.lock"):
             if not folder.exists():
                 part.mkdir()
-                patch.chdir(part)
-                make(part)
+                with contextlib.chdir(part):
+                    make(part)
                 part.rename(folder)
         return folder
 
@@ -185,34 +185,22 @@ def freed():
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def narrow_vgg16(patch):
-    """Give VGG16 an eighth of its filters, for what does not depend on their number."""
-    import common
-    from common import keras
-
-    def vgg16(include_top, weights, input_tensor):
-        x = input_tensor
-        shapes = ((2, 8), (2, 16), (3, 32), (3, 64), (3, 64))
-        for block, (count, filters) in enumerate(shapes, 1):
-            for number in range(1, count + 1):
-                convolution = keras.layers.Conv2D(
-                    filters, 3, activation="relu", padding="same", name=f"block{block}_conv{number}"
-                )
-                x = convolution(x)
-            x = keras.layers.MaxPooling2D(name=f"block{block}_pool")(x)
-        return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
-
-    patch.setattr(keras.applications, "VGG16", vgg16)
-    patch.setitem(common.HEADS, "fc", ("flatten", "dense 512", "dense 512"))
-
-
 @contextlib.contextmanager
 def narrowed():
-    """Within it VGG16 is the narrow one, its steps not traced by TensorFlow, which takes longer
-    than they do."""
+    """Within it VGG16 has an eighth of its filters, for what does not depend on their number, and
+    TensorFlow does not trace its steps, which takes longer than they do."""
+    import common
+
+    layers = vars(common.layers).copy()
+
+    def narrow_convolution(filters, *given, **settings):
+        return common.layers.Conv2D(filters // 8, *given, **settings)
+
+    layers["Conv2D"] = narrow_convolution
+    tensorflow = sys.modules.get("tensorflow")
     with pytest.MonkeyPatch.context() as patch:
-        narrow_vgg16(patch)
-        tensorflow = sys.modules.get("tensorflow")
+        patch.setattr("keras.src.applications.vgg16.layers", SimpleNamespace(**layers))
+        patch.setitem(common.HEADS, "fc", ("flatten", "dense 512", "dense 512"))
         if tensorflow:
             tensorflow.config.run_functions_eagerly(True)
         yield

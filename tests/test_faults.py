@@ -1,16 +1,14 @@
 """Full disks, files that were meant to run code, and input that is odd or random."""
 
 import importlib
-import os
 import resource
 import shlex
 import shutil
-import time
 
 import keras
 import pytest
 from conftest import only_run
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_scripts import assert_refused, run
 
@@ -19,32 +17,20 @@ from transfer.data import load_dataset
 from transfer.features import load_features
 from transfer.weights import load_model
 
-SEED = int(os.environ.get("FUZZ_SEED", time.time_ns()))  # other inputs each time
 FUZZ = settings(
     deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-HEADER = "Image file,Medium,Museum,Subset\n"
+HEADER = "Image file,Medium,Museum,Subset"
 WORDS = ["Bronze", "Woodcut", "train", "val", "test", "train.0.0.jpeg", "", " ", "../x", '"', "\0"]
-CELLS = st.one_of(st.sampled_from(WORDS), st.text(max_size=12))
-ROWS = st.lists(st.lists(CELLS, min_size=1, max_size=6).map(",".join), max_size=8)
-TABLES = ROWS.map(lambda rows: (HEADER + "\n".join(rows)).encode("utf-8", "surrogatepass"))
+CELLS = st.sampled_from(WORDS) | st.text(max_size=12)
+ROWS = st.lists(CELLS, min_size=1, max_size=6).map(",".join)
+TABLES = st.lists(ROWS, max_size=8).map(lambda rows: "\n".join([HEADER, *rows]).encode())
+NO_HELP = st.text(st.characters(codec="utf-8", exclude_characters="h"), max_size=5)
 FLAGS = shlex.split("""
     --head --unfreeze --epochs --seed --trees --leaf --grid --layers --run --augment --final-augment
     --l2 --learning-rate --image-size --part --top
     i iii stepped 0 2 -1 nan 1e999 all none fc nowhere 999999999999999999999999999999
 """)
-
-
-@pytest.fixture(autouse=True)
-def shown_seed():
-    """Pytest shows it where a test fails."""
-    print(f"FUZZ_SEED={SEED} repeats these inputs.")
-
-
-@pytest.fixture
-def own_features(stored_features, tmp_path):
-    """A folder of features that the test may damage."""
-    return shutil.copytree(stored_features, tmp_path / "features")
 
 
 @pytest.mark.slow
@@ -78,26 +64,6 @@ def test_a_network_with_code_in_it_is_refused(tmp_path):
         load_model(tmp_path / "code.keras")
 
 
-@pytest.mark.parametrize(
-    "content", [HEADER, HEADER + "train.0.0.jpeg,Bronze", HEADER + '"train.0.0.jpeg,Bronze,,train']
-)
-def test_odd_metadata_is_refused(own_tiny, content):
-    root, _ = own_tiny
-    (root / "MAMe_dataset.csv").write_text(content, "latin-1")
-    with pytest.raises(BadInput, match=str(root)):
-        load_dataset(root)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("val.npy", "\x93NUMPY\1\0"), ("features.json", "{"), ("features.json", "[]")],
-)
-def test_odd_features_are_refused(tiny, own_features, name, content):
-    (own_features / name).write_text(content, "latin-1")
-    with pytest.raises(BadInput, match=str(own_features)):
-        load_features(own_features, load_dataset(tiny), "val", "all")
-
-
 def accept_or_refuse(call, *arguments):
     """Only a value or BadInput may come of it."""
     try:
@@ -117,10 +83,9 @@ def load_damaged(path, content, load, *arguments):
 
 
 @pytest.mark.slow
-@seed(SEED)
 @settings(FUZZ, max_examples=3000)
 @given(
-    content=st.one_of(st.binary(max_size=300), TABLES),
+    content=st.binary(max_size=300) | TABLES,
     name=st.sampled_from(["MAMe_dataset.csv", "MAMe_labels.csv"]),
 )
 def test_any_metadata_is_read_or_refused(own_tiny, content, name):
@@ -129,7 +94,6 @@ def test_any_metadata_is_read_or_refused(own_tiny, content, name):
 
 
 @pytest.mark.slow
-@seed(SEED)
 @settings(FUZZ, max_examples=3000)
 @given(
     name=st.sampled_from(["val.npy", "features.json"]),
@@ -137,22 +101,26 @@ def test_any_metadata_is_read_or_refused(own_tiny, content, name):
     change=st.binary(max_size=8),
     taken=st.integers(0, 8) | st.just(10**6),  # bytes that it stands for, or all that follow
 )
-def test_any_features_are_read_or_refused(tiny, own_features, name, start, change, taken):
-    path = own_features / name
+def test_any_features_are_read_or_refused(
+    tiny, stored_features, tmp_path, name, start, change, taken
+):
+    folder = tmp_path / "features"
+    if not folder.exists():
+        shutil.copytree(stored_features, folder)
+    path = folder / name
     whole = path.read_bytes()
     damaged = whole[:start] + change + whole[start + taken :]
-    load_damaged(path, damaged, load_features, own_features, load_dataset(tiny), "val", "all")
+    load_damaged(path, damaged, load_features, folder, load_dataset(tiny), "val", "all")
 
 
 @pytest.mark.slow
-@seed(SEED)
 @settings(FUZZ, max_examples=4000)
 @given(
     name=st.sampled_from(["finetune", "random_forest", "train_pretrained", "test_model"]),
-    flags=st.lists(st.sampled_from(FLAGS) | st.text(max_size=5), max_size=6),
+    flags=st.lists(st.sampled_from(FLAGS) | NO_HELP, max_size=6),
 )
 def test_any_flags_are_taken_or_refused_with_status_2(name, flags):
     try:
         accept_or_refuse(importlib.import_module(name).parse_args, flags)
     except SystemExit as end:
-        assert end.code == (0 if {"-h", "--help"} & {flag.split("=")[0] for flag in flags} else 2)
+        assert end.code == 2

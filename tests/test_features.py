@@ -135,12 +135,6 @@ def test_damaged_features_are_refused(tiny, folder, name, damage):
         load_features(folder, load_dataset(tiny), "val", "all")
 
 
-def test_an_unknown_layer_is_named(tiny, workdir, narrow, script):
-    with pytest.raises(BadInput, match="block9"):
-        script("extract_features", "--data", tiny, "--layers", "block9")
-    assert not (workdir / "features").exists()
-
-
 def test_features_of_convolutions_at_another_size_than_the_networks(tiny, workdir, narrow, script):
     """An average over positions does not care: the same values as from a network for that size."""
     model = save_network("own.keras", seed=3)

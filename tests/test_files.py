@@ -30,12 +30,12 @@ def test_an_array_goes_on_at_its_last_whole_block(file):
                 raise KeyboardInterrupt
             yield WHOLE[start : start + 5]
 
-    # killed while a block was being written, after two of its rows
+    # killed while a block was being written, in its third row
     with pytest.raises(KeyboardInterrupt):
         build_or_load_array(file, blocks, 5)
     assert not file.path.exists()
     with open(file.part, "ab") as stream:
-        stream.write(WHOLE[15:17].tobytes() + b"half a row")
+        stream.write(bytes(100))
 
     # resumed, then only loaded
     for _ in range(2):
@@ -43,9 +43,8 @@ def test_an_array_goes_on_at_its_last_whole_block(file):
         assert asked == [0, 5, 10, 15, 15, 20]
 
     # cut short
-    content = file.path.read_bytes()
-    for length in (len(content) - 5, 50, 0):
-        file.path.write_bytes(content[:length])
+    for length in (1000, 50, 0):
+        os.truncate(file.path, length)
         with pytest.raises(BadInput, match=r"a\.npy is damaged"):
             build_or_load_array(file, None, 5)
 
@@ -70,10 +69,9 @@ def test_a_file_system_without_maps_or_syncing_does(file, monkeypatch):
     """An array is read whole then, and still knows its file; other errors are errors."""
     monkeypatch.setattr(mmap, "mmap", refusing(errno.ENODEV))
     monkeypatch.setattr(os, "fsync", refusing(errno.EINVAL))
-    for _ in range(2):
-        found = build_or_load_array(file, lambda _: [WHOLE], len(WHOLE))
-        np.testing.assert_array_equal(found, WHOLE)
-        assert found.filename == file.path
+    found = build_or_load_array(file, lambda _: [WHOLE], len(WHOLE))
+    np.testing.assert_array_equal(found, WHOLE)
+    assert found.filename == file.path
 
     monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
@@ -85,4 +83,4 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError) as error, locked(tmp_path / "run"):
         pass
     expected = f"cannot use {tmp_path}: No locks available; its file system has no locks"
-    assert describe_error(error.value).startswith(expected)
+    assert expected in describe_error(error.value)

@@ -5,44 +5,37 @@ import os
 import shutil
 import sys
 import unicodedata
-import zlib
 from collections import Counter
-from itertools import product
+from itertools import count, product
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import read_rows, supports
 from PIL import Image
 
-from transfer import folders
-from transfer.console import BadInput, describe_error
+from transfer.console import BadInput
 from transfer.data import load_dataset
-from transfer.files import read_json, write_csv
+from transfer.files import read_json
 from transfer.folders import group_files, grouped, make_split, warn_of_look_alikes, warn_of_views
+from transfer.study import SPLITS
 
 CLASSES = ["brick", "linen", "slate"]
-SPLITS = ["train", "val", "test"]
+COLOURS = count(0, 9973)  # of the pictures, one after the other
 SMALL = ("--image-size", "32", "--weights", "none")
 LINEAR = ("random_forest", "--layers", "conv", "--classifier", "linear", "--alpha", "100", *SMALL)
 
 
 def write_pictures(folder, *names):
-    """Pictures of one colour each, another one for each path."""
+    """Pictures of one colour each, none like another."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        colour = zlib.crc32("/".join(path.parts[-3:]).encode()) >> 8
-        Image.new("RGB", (48, 40), colour).save(path)
+        Image.new("RGB", (48, 40), next(COLOURS)).save(path)
 
 
 def numbered(start, stop):
     return [f"{number}.png" for number in range(start, stop)]
-
-
-@pytest.fixture(autouse=True)
-def working_folder(tmp_path_factory, monkeypatch):
-    """An empty one, where digests are remembered."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture
@@ -57,6 +50,12 @@ def classes(tmp_path):
     return root
 
 
+def counts_of(dataset):
+    """{class name: numbers of its pictures in SPLITS}."""
+    counts = [supports(dataset, split) for split in SPLITS]
+    return {label: [count[label] for count in counts] for label in dataset.labels}
+
+
 def split_of(dataset):
     """{file: its split}."""
     return {file: name for name, split in dataset.splits.items() for file in split.files.tolist()}
@@ -68,80 +67,59 @@ def split_names(files, recorded, seed):
 
 
 def test_classes_are_split_one_by_one_and_recorded(classes, capsys):
-    dataset = load_dataset(classes, seed=5)
-
-    assert dataset.labels == CLASSES
-    assert dataset.in_folders
-    for split, count in {"train": 7, "val": 1, "test": 2}.items():
-        assert supports(dataset, split) == dict.fromkeys(CLASSES, count)
-
-    for split in dataset.splits.values():
-        for file, label in zip(split.files, split.labels):
-            assert file.split("/")[0] == CLASSES[label]
-    assert "Split 30 pictures class by class with seed 5" in capsys.readouterr().out
+    dataset = load_dataset(classes, seed=1)
+    assert counts_of(dataset) == dict.fromkeys(CLASSES, [7, 1, 2])
+    assert "Split 30 pictures class by class with seed 1" in capsys.readouterr().out
 
     rows = read_rows(classes / "split.csv")
     assert {row["file"]: row["split"] for row in rows} == split_of(dataset)
-    assert "slate/2024/9.png" in split_of(dataset)
+
+    # by the seed and the names alone, the same on every machine and in every version
+    assert dataset.splits["val"].files.tolist() == ["brick/0.JPG", "linen/5.png", "slate/7.png"]
+    (classes / "split.csv").unlink()
+    assert split_of(load_dataset(classes, seed=2)) != split_of(dataset)
 
 
-def test_the_record_holds_whatever_the_seed_and_new_pictures_join_it(classes, capsys):
+def test_the_record_holds_whatever_the_seed_and_new_pictures_join_it(classes):
     before = load_dataset(classes, seed=5)
-    capsys.readouterr()
     assert load_dataset(classes, seed=6).fingerprint == before.fingerprint
-    assert "Split" not in capsys.readouterr().out
 
     write_pictures(classes / "linen", *numbered(10, 20))
     after = load_dataset(classes, seed=6)
     assert split_of(after).items() >= split_of(before).items()  # what trained is not tested now
-    assert [supports(after, split)["linen"] for split in SPLITS] == [14, 2, 4]
-
-
-def test_the_split_follows_the_seed_and_the_names_alone(classes):
-    one = load_dataset(classes, seed=1).splits["val"].files.tolist()
-    # the same on every machine and in every version
-    assert one == ["brick/0.JPG", "linen/5.png", "slate/7.png"]
-
-    (classes / "split.csv").unlink()
-    other = load_dataset(classes, seed=2).splits["val"].files.tolist()
-    assert other != one
+    assert counts_of(after)["linen"] == [14, 2, 4]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_large_object_leaves_no_split_empty(seed):
     """Nor do those that hold more pictures than a split's share."""
-    small = [f"brick/small {item}/{view}.png" for item, view in product(range(3), range(4))]
+    small = [f"brick/small {item}/{view}.png" for item, view in product("abc", "1234")]
     large = [f"brick/large/{view}.png" for view in range(20)]
 
-    counts = Counter(split_names(small + large, {}, seed).values())
-    assert counts == {"train": 24, "val": 4, "test": 4}
+    added = split_names(small + large, {}, seed)
+    assert Counter(added.values()) == {"train": 24, "val": 4, "test": 4}
 
 
 @pytest.mark.parametrize(
-    ("names", "place"),
+    "places",
     [
-        ("train val test", "{0}/{1}"),
-        ("train validation test", "{0}/{1}"),
-        ("Train Valid TEST", "{0}/{1}"),
-        ("Training val test", "{1}/{0}"),
+        "train/{} val/{} test/{}",
+        "train/{} validation/{} test/{}",
+        "Train/{} Valid/{} TEST/{}",
+        "{}/Training {}/val {}/test",
     ],
 )
-def test_splits_by_hand_are_taken_as_they_are(tmp_path, names, place, capsys):
-    names = names.split()
-    for name, label in product(names, CLASSES):
-        write_pictures(tmp_path / place.format(name, label), "0.png", "1.png")
-    first = Path(place.format(names[0], "brick"))
-    write_pictures(tmp_path / first.parent, "loose.png")
-    write_pictures(tmp_path / "wood/oak", "0.png")
+def test_splits_by_hand_are_taken_as_they_are(tmp_path, places, capsys):
+    for place, label in product(places.split(), CLASSES):
+        write_pictures(tmp_path / place.format(label), "0.png", "1.png")
+    outside = places.split("/")[0].format("brick")
+    write_pictures(tmp_path, f"{outside}/loose.png", "wood/oak/0.png")
 
     dataset = load_dataset(tmp_path)
-    for split in SPLITS:
-        assert supports(dataset, split) == dict.fromkeys(CLASSES, 2)
-
-    test = dataset.splits["test"]
-    assert test.files[0] == f"{place.format(names[2], 'brick')}/0.png"
-    assert test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert counts_of(dataset) == dict.fromkeys(CLASSES, [2, 2, 2])
+    assert dataset.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert not (tmp_path / "split.csv").exists()
+
     out = capsys.readouterr().out
     assert "pictures that lie in no class's folder: 2" in out
     assert "folders without pictures of a class: wood" in out
@@ -152,6 +130,7 @@ def test_a_recorded_split_holds_against_one_by_hand_within_classes(tmp_path):
     for label, split in product(CLASSES, SPLITS):
         write_pictures(tmp_path / label / split, "0.png")
     (tmp_path / "split.csv").write_text("file,split\nbrick/train/0.png,test\n")
+
     assert split_of(load_dataset(tmp_path))["brick/train/0.png"] == "test"
 
 
@@ -198,26 +177,15 @@ def test_a_record_that_a_spreadsheet_wrote_is_read(classes):
     record = classes / "split.csv"
     text = record.read_text().replace(",", ";").replace("/", "\\").replace(";train;", ";Train;")
     record.write_text("\ufeff" + text + ";;\n", encoding="utf-8", newline="\r\n")
-    content = record.read_bytes()
-
     assert split_of(load_dataset(classes, seed=1)) == before
-    assert record.read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("random_forest", "--layers", "block3_conv3", "--classifier", "linear"),
-        pytest.param(("finetune", "--head", "multilayer", "--epochs", "1"), marks=pytest.mark.slow),
-    ],
-)
-def test_two_classes_are_enough(classes, workdir, narrow, script, command):
+def test_two_classes_are_enough(classes, workdir, narrow, script):
     shutil.rmtree(classes / "slate")
-    script(*command, *SMALL, "--data", classes, "--out", "run")
+    script(*LINEAR, "--data", classes, "--out", "run")
     script("test_model", "--run", "run", "--explain")
 
-    metrics = read_json("run/test/metrics.json")
-    assert list(metrics["classes"]) == ["brick", "linen"]
+    assert list(read_json("run/test/metrics.json")["classes"]) == ["brick", "linen"]
 
 
 def test_links_are_followed_and_end(classes, tmp_path):
@@ -226,7 +194,7 @@ def test_links_are_followed_and_end(classes, tmp_path):
     (classes / "slate").symlink_to(tmp_path / "elsewhere")
     (classes / "brick/up").symlink_to(classes)
 
-    assert supports(load_dataset(classes), "train") == dict.fromkeys(CLASSES, 7)
+    assert counts_of(load_dataset(classes)) == dict.fromkeys(CLASSES, [7, 1, 2])
 
     (classes / "granite").symlink_to(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="The link .*granite leads nowhere"):
@@ -234,13 +202,13 @@ def test_links_are_followed_and_end(classes, tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_is_named(classes, monkeypatch):
-    def refuse(folder):  # root may list everything, so its rights are no test
-        raise PermissionError(13, "Permission denied", folder)
+    """By the error itself, which nothing on its way may swallow."""
+    # root may list everything, so its rights are no test
+    error = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(os, "scandir", Mock(side_effect=error))
 
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(OSError) as error:
+    with pytest.raises(PermissionError, match="denied"):
         load_dataset(classes)
-    assert f"cannot use {classes}: Permission denied; change" in describe_error(error.value)
 
 
 def test_results_among_the_pictures_are_no_class(classes, script, capsys):
@@ -249,26 +217,21 @@ def test_results_among_the_pictures_are_no_class(classes, script, capsys):
     assert load_dataset(classes).labels == CLASSES
     assert "results, which holds a run of these scripts" in capsys.readouterr().out
 
-    for name in ("finetune", "random_forest", "extract_features", "train_pretrained"):
-        with pytest.raises(BadInput, match="--out .*run lies among the pictures"):
-            script(name, "--data", classes, "--weights", "none", "--out", classes / "run")
+    with pytest.raises(BadInput, match="--out .*run lies among the pictures"):
+        script("finetune", *SMALL, "--data", classes, "--out", classes / "run")
 
 
-def test_bytes_tell_datasets_apart_and_times_do_not(classes, tmp_path):
-    before = load_dataset(classes)
-
-    shutil.copytree(classes, tmp_path / "copy/walls", copy_function=shutil.copy)
-    assert load_dataset(tmp_path / "copy/walls").fingerprint == before.fingerprint
-
-    path = classes / "brick/1.png"
-    path.write_bytes(path.read_bytes()[::-1])  # of the same size
-    assert load_dataset(classes).fingerprint != before.fingerprint
+def test_a_copy_with_other_times_is_the_same_dataset(classes, tmp_path):
+    copy = tmp_path / "copy/walls"
+    shutil.copytree(classes, copy, copy_function=shutil.copy)
+    assert load_dataset(copy).fingerprint == load_dataset(classes).fingerprint
 
 
 def test_a_renamed_class_is_named_before_anything_is_recorded(classes):
     load_dataset(classes)
     recorded = (classes / "split.csv").read_bytes()
     (classes / "slate").rename(classes / "granite")
+
     with pytest.raises(BadInput, match=r"split\.csv \(gone: slate; new: granite\); name"):
         load_dataset(classes)
     assert (classes / "split.csv").read_bytes() == recorded
@@ -276,16 +239,15 @@ def test_a_renamed_class_is_named_before_anything_is_recorded(classes):
 
 def test_views_of_one_object_stay_together():
     """Each in a folder of its own below the class."""
-    chairs = [f"{label}/chair {item}" for label, item in product(CLASSES, range(10))]
-    views = [f"{chair}/{view}.png" for chair, view in product(chairs, "ab")]
+    views = [f"brick/chair {item}/{view}.png" for item, view in product(range(10), "ab")]
     added = split_names(views, {}, seed=0)
-    for chair in chairs:
-        assert added[f"{chair}/a.png"] == added[f"{chair}/b.png"]
-    assert Counter(added.values()) == {"train": 42, "val": 6, "test": 12}
+    splits = list(added.values())
+    assert splits[::2] == splits[1::2]
+    assert Counter(splits) == {"train": 14, "val": 2, "test": 4}
 
     # a new view joins the others, whatever the seed
-    joined = split_names([*views, "brick/chair 3/new.png"], added, seed=0)
-    assert joined == {"brick/chair 3/new.png": added["brick/chair 3/a.png"]}
+    joined = split_names([*views, "brick/chair 3/new.png"], added, seed=1)
+    assert joined == {"brick/chair 3/new.png": "test"}
 
 
 @pytest.mark.parametrize(
@@ -312,33 +274,24 @@ def test_pictures_of_one_name_stay_together_but_objects_stay_apart(groups):
 
 
 def test_names_that_look_like_views_are_named(tmp_path, capsys):
-    names = [f"{label}/oak_{item}" for label, item in product(CLASSES, range(8))]
-    views = [f"{name}-{view}.png" for name, view in product(names, "ab")]
-    write_pictures(tmp_path, *views)
+    views = product(CLASSES, range(3), "ab")
+    write_pictures(tmp_path, *(f"{label}/oak_{item}-{view}.png" for label, item, view in views))
     load_dataset(tmp_path)
-    expected = "brick/oak_0-a.png and brick/oak_0-b.png look like views of one object"
-    assert expected in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "brick/oak_0-a.png and brick/oak_0-b.png look like views of one object" in out
 
     # not so where pictures are numbered
-    warn_of_views([f"{name}.png" for name in names])
+    warn_of_views([f"brick/oak_{item}.png" for item in range(8)])
     assert capsys.readouterr().out == ""
 
 
 def test_copies_stay_together_and_are_named(classes, capsys):
-    originals = {
-        "brick/a.png": "brick/1.png",
-        "brick/b.png": "brick/1.png",
-        "slate/a.png": "linen/1.png",
-        "slate/b.png": "linen/2.png",
-    }
-    for copy, original in originals.items():
-        shutil.copy(classes / original, classes / copy)
+    for name in ("a.png", "b.png"):
+        shutil.copy(classes / "linen/1.png", classes / "slate" / name)
 
     place = split_of(load_dataset(classes))
-    for copy, original in originals.items():
-        assert place[copy] == place[original]
-    warning = "Warning: 2 pictures lie in several classes or splits, byte for byte: "
-    assert f"{warning}linen/1.png = slate/a.png; linen/2.png" in capsys.readouterr().out
+    assert place["linen/1.png"] == place["slate/a.png"] == place["slate/b.png"]
+    assert "byte for byte: linen/1.png = slate/a.png = slate/b.png" in capsys.readouterr().out
 
     # also with one that has its split
     tested = load_dataset(classes).splits["test"].files[0]
@@ -349,8 +302,8 @@ def test_copies_stay_together_and_are_named(classes, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
 def test_names_that_are_not_utf8(classes, workdir, narrow, script):
     sys.stdout.reconfigure(errors="backslashreplace")  # as `run_script` does
-    for path in sorted(classes.glob("*/?.*")):
-        os.rename(path, os.fsencode(path.parent) + b"/K\xf6ln" + os.fsencode(path.name))
+    for path in classes.glob("*/?.png"):
+        path.rename(path.with_name(f"K\udcf6ln{path.name}"))
 
     script(*LINEAR, "--data", classes, "--out", "run")
     script("test_model", "--run", "run")
@@ -359,40 +312,35 @@ def test_names_that_are_not_utf8(classes, workdir, narrow, script):
     # such a byte is written as its escape, by which the file is found again
     assert "K\\udcf6ln1.png" in (classes / "split.csv").read_text(encoding="utf-8")
     text = Path("run/predicted/predictions.jsonl").read_text(encoding="utf-8")
-    files = [json.loads(line)["file"] for line in text.splitlines()]
-    assert len(files) == 10
-    assert all(map(os.path.exists, files))
+    found = [os.path.exists(json.loads(line)["file"]) for line in text.splitlines()]
+    assert found == [True] * 10
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no such names")
 def test_whatever_a_name_holds_the_record_is_read(classes):
     names = ["a\rb", "a\nb", "a\r\nb", "a\x85b", "a\u2028b", ' "a", b', " 'a;b'\t", "\\"]
-    write_pictures(classes / "br\rick ", *(f"{name}.png" for name in names))
+    write_pictures(classes, *(f"br\rick /{name}.png" for name in names))
     before = load_dataset(classes)
     assert load_dataset(classes, seed=1).fingerprint == before.fingerprint
-    assert supports(before, "train")["br\rick "] == 5
+    assert counts_of(before)["br\rick "] == [5, 1, 2]
 
 
 def test_classes_that_look_alike_are_named(capsys):
     warn_of_look_alikes(["wood", "Wood", "wood ", "w\u03bf\u043ed", "wo\u200bod", "word", "woods"])
-    names = r"'wood', 'Wood', 'wood ', 'w\u03bf\u043ed', 'wo\u200bod'; "
-    assert names in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert r"'wood', 'Wood', 'wood ', 'w\u03bf\u043ed', 'wo\u200bod'; " in out
 
 
-def test_a_folder_that_cannot_be_written_is_split_all_the_same(classes, monkeypatch, capsys):
-    def refuse(path, rows):
-        if classes in path.parents:
-            raise PermissionError(13, "Permission denied")
-        write_csv(path, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(folders, "write_csv", refuse)
-        before = load_dataset(classes)
+def test_a_folder_that_cannot_be_written_is_split_all_the_same(classes, workdir, capsys):
+    lock = classes / ".split.csv.lock"
+    lock.mkdir()  # in the place of the file
+    before = load_dataset(classes)
     (record,) = Path("data/splits").glob("*.csv")
     assert f"recorded in {record}" in capsys.readouterr().out
 
     # it is found again, by the folder's place, and moves once that can be written
     assert load_dataset(os.path.relpath(classes), seed=1).fingerprint == before.fingerprint
+    lock.rmdir()
     write_pictures(classes / "linen", "10.png")
     assert split_of(load_dataset(classes)).items() > split_of(before).items()
     assert len(read_rows(classes / "split.csv")) == 31
@@ -403,23 +351,20 @@ def test_two_forms_of_one_letter_are_one_class(classes):
     decomposed = classes / unicodedata.normalize("NFD", "Möbel")
     (classes / "slate").rename(decomposed)
     before = load_dataset(classes)
-    assert before.labels == ["Möbel", "brick", "linen"]
 
     decomposed.rename(classes / "Möbel")  # as a zip leaves it
-    after = load_dataset(classes)
-    assert after.fingerprint == before.fingerprint
-    assert "Möbel/1.png" in split_of(after)
+    assert load_dataset(classes).fingerprint == before.fingerprint
 
+    # a folder in each form
     write_pictures(decomposed, *numbered(10, 15))
-
-    both = load_dataset(classes)  # a folder in each form
-    assert both.labels == before.labels
+    both = load_dataset(classes)
+    assert both.labels == ["Möbel", "brick", "linen"]
     assert len(split_of(both)) == 35
 
 
 def test_what_systems_keep_among_the_pictures_is_passed_over_and_said(classes, capsys):
-    for folder in ("brick/@eaDir/1.png", "#recycle", "lost+found", "System Volume Information"):
-        write_pictures(classes / folder, "x.png")
+    write_pictures(classes / "System Volume Information", "x.png")
+    write_pictures(classes, "brick/@eaDir/1.png/x.png", "#recycle/x.png", "lost+found/x.png")
     write_pictures(classes / "__background__", "__x.png", *numbered(1, 4))
     (classes / "brick/raw.CR2").touch()
     (classes / "granite").mkdir()
@@ -427,6 +372,7 @@ def test_what_systems_keep_among_the_pictures_is_passed_over_and_said(classes, c
     dataset = load_dataset(classes)
     assert dataset.labels == ["__background__", *CLASSES]
     assert len(split_of(dataset)) == 34
+
     expected = "3 .jpg, 1 #recycle, 1 System Volume Information, 1 __MACOSX, 1 @eaDir\n"
     out = capsys.readouterr().out
     assert f"hidden, or of systems and programs: {expected}" in out
@@ -438,7 +384,7 @@ def test_what_systems_keep_among_the_pictures_is_passed_over_and_said(classes, c
 def test_what_of_any_split_cannot_be_read_is_said_before_training(classes, workdir, narrow, script):
     bad = load_dataset(classes).splits["test"].files[0]
     (classes / bad).write_bytes(b"GIF89a")
-    for command in (("finetune", *SMALL), ("train_pretrained", *SMALL), LINEAR):
+    for command in (("finetune", *SMALL), LINEAR):
         with pytest.raises(BadInput, match=f"(?s)1 images .*{bad}: it is not a picture"):
             script(*command, "--data", classes)
     assert not Path("runs").exists()
@@ -466,8 +412,6 @@ def test_an_old_run_is_tested_on_pictures_that_came_and_went(
 
     # a bare test takes the best run there is, and no demo
     script("test_model")
-    out = capsys.readouterr().out
-    assert "the test split" in out
-    assert "study" not in out
+    assert "study" not in capsys.readouterr().out
     (report,) = Path("runs").glob("*/test-*/metrics.json")
     assert read_json(report)["images"] == 8

@@ -4,7 +4,6 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from transfer import plots
 from transfer.plots import plot_confusion
 
 LABELS = ["$0_$50", "a_$x^$", "plain"]
@@ -28,14 +27,13 @@ def test_a_thousand_classes_are_one_picture_of_a_usual_size(tmp_path):
 
 
 def test_a_picture_that_fails_ends_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plots, "save_figure", lambda *_: 1 / 0)
+    monkeypatch.setattr("transfer.plots.save_figure", lambda *_: 1 / 0)
     plot_confusion(np.eye(3, dtype=int), LABELS, tmp_path / "a.png", "title", None)
     assert "could not be drawn (ZeroDivisionError(" in capsys.readouterr().out
 
 
-def test_letters_that_no_font_has_are_said(tmp_path, capsys, recwarn):
+def test_letters_that_no_font_has_are_said(tmp_path, capsys):
     drawn(tmp_path / "a.png", ["Möbel", "\U00013000"])
     assert f"No font here has all letters of {tmp_path}/a.png" in capsys.readouterr().out
-    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
     drawn(tmp_path / "b.png", ["Möbel", "Gemälde"])
     assert capsys.readouterr().out == ""

@@ -51,7 +51,3 @@ def test_a_run_reruns_its_own_row_and_those_that_it_begins_with(flags, expected)
 def test_a_forest_reruns_the_rows_with_its_settings_and_model(original, settings, expected):
     usual = {"layers": "all", "discretize": False, "n_estimators": 50, "min_samples_leaf": 2}
     assert forest_rows(original, usual | settings) == expected
-
-
-def test_a_linear_classifier_reruns_no_row():
-    assert forest_rows(True, {"layers": "all", "discretize": False, "alpha": 1.0}) == []

@@ -11,7 +11,7 @@ import pytest
 import common
 from transfer.console import BadInput
 from transfer.features import FeatureSpec, build_network
-from transfer.weights import init_weights, input_size, load_weights, weights_digest
+from transfer.weights import init_weights, load_weights, weights_digest
 
 
 @pytest.fixture
@@ -61,54 +61,35 @@ def write_nested(path, model):
         ("nested.weights.h5", write_nested),
     ],
 )
-def test_vgg16_is_read_in_every_form(pretrained, tmp_path, name, write):
+def test_vgg16_is_read_in_every_form_and_gets_our_preprocessing(pretrained, tmp_path, name, write):
     write(tmp_path / name, pretrained)
-    model = common.build_model(32, 4, "iii")
-    load_weights(model, str(tmp_path / name), seed=0)
-    names = common.convolutions(pretrained)
-    assert len(names) == 13
+    model = build_network(FeatureSpec(str(tmp_path / name), "conv", 32, 0, "float32"))
+    assert model.get_layer("preprocessing")
+    names = common.convolutions(model)
     assert weights_digest(model, names) == weights_digest(pretrained, names)
 
 
-def test_a_network_of_someone_elses_gives_its_convolutions_with_our_preprocessing(
-    pretrained, tmp_path
-):
-    path = tmp_path / "nested.keras"
-    write_nested(path, pretrained)
-    assert input_size(path) is None
-    model = build_network(FeatureSpec(str(path), "conv", 32, 0, "float32"))
-    images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3)).astype("float32")
-
-    def predict(network):
-        part = keras.Model(network.input, network.get_layer("block5_pool").output)
-        return np.asarray(part.predict_on_batch(images))
-
-    np.testing.assert_allclose(predict(model), predict(pretrained), rtol=1e-5)
-
-
 def test_new_weights_are_he_normal_and_follow_the_seed():
-    layer = keras.layers.Conv2D(512, 3)
-    layer.build((None, None, None, 512))
-    model = keras.Sequential([layer])
-    kernels = []
-    for seed in (3, 4, 3):
-        init_weights(model, [layer.name], seed)
-        kernels.append(layer.get_weights()[0])
+    layer = keras.layers.Conv2D(512, 3, name="one")
+    model = keras.Sequential([keras.Input((8, 8, 512)), layer])
 
-    assert kernels[0].std() == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
-    assert np.any(kernels[0] != kernels[1])
-    np.testing.assert_array_equal(kernels[0], kernels[2])
+    def kernel(seed):
+        init_weights(model, ["one"], seed)
+        return layer.get_weights()[0]
+
+    assert kernel(3).std() == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
+    assert np.any(kernel(3) != kernel(4))
+    np.testing.assert_array_equal(kernel(3), kernel(3))
 
 
 def of_a_newer_keras(path, model):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("metadata.json", '{"keras_version": "99.1.0"}')
-        archive.writestr("config.json", '{"class_name": "Unheard"}')
 
 
 def truncated(path, model):
     model.save(path)
-    os.truncate(path, path.stat().st_size // 3)
+    os.truncate(path, 10_000)
 
 
 def diverged(path, model):
@@ -131,13 +112,8 @@ def of_vgg19(path, model):
     save(path, keras.Sequential(layers))
 
 
-def of_no_vgg16(path, model):
-    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(path)
-
-
 NEWER = rf"written by Keras 99\.1\.0, and Keras {keras.__version__}, which is installed"
 NAN = r"no numbers \(NaN\): its training diverged"
-VGG19 = "is not a VGG16: 14 convolutions instead of 13"
 
 
 @pytest.mark.parametrize(
@@ -151,8 +127,7 @@ VGG19 = "is not a VGG16: 14 convolutions instead of 13"
         ("nan.keras", diverged, NAN),
         ("other.h5", of_other_shapes, r"block3_conv2 .*\(3, 3, 32, 32\).*\(3, 3, 32, 7\)"),
         ("notop.h5", write_notop, "the layer fc1 is missing"),
-        ("vgg19.keras", of_vgg19, VGG19),
-        ("other.keras", of_no_vgg16, "is not a VGG16: 0 convolutions instead of 13"),
+        ("vgg19.keras", of_vgg19, "is not a VGG16: 14 convolutions instead of 13"),
     ],
 )
 def test_weights_that_are_of_no_use_are_named(pretrained, tmp_path, name, write, message):
