@@ -304,3 +304,12 @@ def test_features_without_a_layer_or_folder_are_named(tiny, workdir, features, s
 
     # before a run begins
     assert not (workdir / "runs").exists()
+
+
+def test_help_says_what_a_flag_is_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        random_forest.parse_args(["--help"])
+
+    # the noun first, the default last
+    trees = random_forest.DEFAULTS["trees"][0]
+    assert f"number of trees (default: {trees})" in capsys.readouterr().out

@@ -1,8 +1,11 @@
-"""get_data.py: MAMe in its real layout, from this machine's disk; and the demo dataset."""
+"""get_data.py: MAMe in its real layout, from a local server; and the demo dataset."""
 
 import hashlib
 import shutil
+import threading
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +34,19 @@ def served(tmp_path, tiny, monkeypatch):
 
 @pytest.fixture
 def fetch(served, tmp_path, script):
-    """Runs the script on the archives; gives the folder that MAMe goes to."""
+    """Runs the script on a server of the archives; gives the folder that MAMe goes to."""
     root = tmp_path / "data" / "mame"
+    handler = partial(SimpleHTTPRequestHandler, directory=served)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def call():
-        script("get_data", "--data", root, "--url", f"{served.as_uri()}/")
+        script("get_data", "--data", root, "--url", f"http://127.0.0.1:{server.server_port}/")
         return root
 
-    return call
+    yield call
+    server.shutdown()
+    server.server_close()
 
 
 def test_fetches_unpacks_and_checks(fetch, tmp_path, tiny, capsys, monkeypatch):
@@ -61,7 +69,7 @@ def test_an_archive_with_another_md5_is_refused(fetch, served, tmp_path):
     with zipfile.ZipFile(served / "MAMe_metadata.zip", "a") as archive:
         archive.writestr("more.txt", "changed after its md5 was taken")
 
-    with pytest.raises(BadInput, match="MAMe_metadata.zip could not be downloaded from file:"):
+    with pytest.raises(BadInput, match="MAMe_metadata.zip could not be downloaded from http:"):
         fetch()
     assert not list(tmp_path.rglob("MAMe_dataset.csv"))
 

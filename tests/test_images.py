@@ -126,6 +126,26 @@ def test_an_unreadable_file_is_tried_again(own_tiny, workdir, narrow, script, mo
         script(*extract)
 
 
+def test_what_was_unreadable_to_the_process_that_it_waited_for_is_left_out(
+    own_tiny, tmp_path, monkeypatch
+):
+    """Two commands at once: the second one finds the first one's array, and its list beside it."""
+    root, _ = own_tiny
+    (root / "data_256" / "val.1.1.jpg").write_bytes(b"")
+
+    # the first command runs when the second one asks for the array
+    build = images.build_or_load_array
+
+    def build_after_another(*given):
+        monkeypatch.setattr(images, "build_or_load_array", build)
+        load(root, tmp_path, skip_unreadable=True)
+        return build(*given)
+
+    # as many as the second command keeps
+    monkeypatch.setattr(images, "build_or_load_array", build_after_another)
+    assert len(load(root, tmp_path, skip_unreadable=True).images) == 11
+
+
 def test_what_is_stored_is_keyed_by_the_bytes_and_the_rules(own_tiny, tmp_path, monkeypatch):
     """A file that is overwritten is decoded anew, and all of them are by a version of this project
     that decodes otherwise."""
