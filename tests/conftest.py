@@ -222,6 +222,12 @@ def workdir(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def extracted(workdir, stored_features):
+    """A copy of the stored features, where scripts look for them."""
+    return shutil.copytree(stored_features, workdir / "features" / stored_features.name)
+
+
 @pytest.fixture(scope="session")
 def runs(tiny, stored_features, made_once):
     """A working folder with a run of a narrow network and one of a forest; read only."""

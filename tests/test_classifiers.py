@@ -2,15 +2,15 @@
 
 import shutil
 from itertools import product
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import skops.io
 from conftest import only_run, read_rows
-from scipy.special import softmax
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import RidgeClassifier
-from sklearn.metrics import confusion_matrix, log_loss
+from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -27,52 +27,30 @@ LINEAR = ("--classifier", "linear")
 HARMLESS = skops.io.dumps(FunctionTransformer(discretize))
 
 
-@pytest.fixture
-def features(workdir, stored_features):
-    """The stored features, copied to where the scripts look for them."""
-    return shutil.copytree(stored_features, workdir / "features" / stored_features.name)
-
-
-def fit(setting, train, val, discretized=False, seed=0):
-    """A fitted pipeline."""
-    pipeline, _ = classifiers.fit_classifier(setting, train, val, discretized, seed)
-    return pipeline
-
-
-def read_counts(run, labels):
-    """The confusion matrix that a run wrote."""
-    rows = read_rows(run / "confusion_val.csv")
-    return np.array([[row[f"predicted: {label}"] for label in labels] for row in rows], int)
-
-
-def ridge(x, y, **settings):
-    """scikit-learn's ridge, fitted on standardised square roots."""
+def ridge(**settings):
+    """scikit-learn's ridge on standardised square roots."""
     root = FunctionTransformer(np.sqrt)
-    return make_pipeline(root, StandardScaler(), RidgeClassifier(**settings)).fit(x, y)
+    return make_pipeline(root, StandardScaler(), RidgeClassifier(**settings))
 
 
 # --- what is fitted ---
 
 
-def test_embedding_equals_numpys_with_the_training_statistics():
+def test_the_embedding_has_the_training_statistics():
     rng = np.random.default_rng(0)
-    train = rng.gamma(0.5, 30, (100, 12)).astype("float32")
-    val = rng.gamma(0.7, 40, (100, 12)).astype("float32")
-    train[:, 0] = 3.3  # never varies
-    val[:, 0] = 3.3
-    train[:, 1] = 0  # varies only later
+    x = rng.gamma(0.5, 30, (200, 12)).astype("float32")
+    x[:, 0] = 3.3  # never varies
+    x[:100, 1] = 0  # varies only later
+    train, val = np.split(x, 2)
 
     # what never varies says nothing, what varies only later is not hidden
-    spread = train.std(axis=0)
-    spread[:2] = 1
-    z = (val - train.mean(axis=0)) / spread
+    z = StandardScaler().fit(train).transform(val)
     expected = np.select([z < -0.25, z > 0.15], [-1, 1])
     assert not expected[:, 0].any()
+    assert expected[:, 1].any()
 
-    # the transformers of a fitted pipeline
     y = np.arange(100) % 3
-    setting = {"min_samples_leaf": 2, "n_estimators": 1}
-    pipeline = fit(setting, (train, y), (val, y), discretized=True)
+    pipeline = classifiers.new_pipeline({"n_estimators": 1}, True, 0).fit(train, y)
     np.testing.assert_array_equal(pipeline[:-1].transform(val), expected)
 
 
@@ -91,13 +69,16 @@ def test_the_linear_classifier_is_as_certain_as_it_is_right(classes):
     # the square roots are normal, of one variance, so that a softmax can be exactly right
     rng = np.random.default_rng(0)
     y = rng.integers(classes, size=6000)
-    roots = rng.normal(10, 1, size=(6000, 20))
+    roots = rng.normal(10, 1, (6000, 20))
     roots[np.arange(6000), y] += 1.5
     x = (roots**2).astype("float32")
-    x[:, -5:] = rng.normal(size=(6000, 5))  # such as a network of one's own may give: below 0 too
-    train, val, (x_test, y_test) = zip(np.split(x, 3), np.split(y, 3))
+    x[:, -5:] = rng.normal(0, 1, (6000, 5))  # a network of one's own may give some below 0
 
-    pipeline = fit({"alpha": 1.0}, train, val)
+    # so few to train on that it is surer of them than of others
+    parts = [100, 3000]
+    train, val, (x_test, y_test) = zip(np.split(x, parts), np.split(y, parts))
+
+    pipeline, _ = classifiers.fit_classifier({"alpha": 1.0}, train, val, False, 0)
 
     # among the least certain, the others and the most certain as many are right as they say
     probabilities = pipeline.predict_proba(x_test)
@@ -106,50 +87,24 @@ def test_the_linear_classifier_is_as_certain_as_it_is_right(classes):
     for third in np.array_split(np.argsort(certainty), 3):
         assert abs(certainty[third].mean() - right[third].mean()) < 0.05
 
-    # no other temperature makes the labels of val more probable
-    x_val, y_val = val
-    losses = []
-    for factor in (1, 0.98, 1.02):
-        scaled = softmax(factor * pipeline.predict_log_proba(x_val), axis=1)
-        losses.append(log_loss(y_val, scaled))
-    assert losses[0] == min(losses)
+
+def test_the_temperature_is_bounded_where_validation_has_no_mistake():
+    factor = classifiers.find_factor(np.array([-1.0, 1.0]), np.array([0, 1]))
+    assert factor == pytest.approx(np.exp(classifiers.TEMPERATURE_BOUNDS[1]), rel=1e-3)
 
 
-def test_probabilities_stay_finite_where_validation_has_no_mistake():
-    x = np.repeat([[1.0, 9.0], [9.0, 1.0]], 20, axis=0)
-    train = x, np.repeat([0, 1], 20)
-    pipeline = fit({"alpha": 1.0}, train, train)
-
-    # the bound of the temperature keeps them from certainty
-    certainty = pipeline.predict_proba(x).max(axis=1)
-    assert certainty.min() > 0.9
-    assert np.isfinite(pipeline[-1].coef_).all()
-
-
-@pytest.mark.parametrize("flags", [("--trees", "3"), (*LINEAR, "--alpha", "3")])
-def test_balanced_is_scikit_learns(flags):
-    # the flag becomes scikit-learn's setting
-    args = random_forest.parse_args([*flags, "--balanced"])
-    ((*_, setting),) = random_forest.plan_settings(args)
-    assert setting["class_weight"] == "balanced"
-
-    # on classes of unequal size
-    x = np.random.default_rng(0).random((80, 6)).astype("float32")
-    y = np.repeat([0, 1, 2], [60, 15, 5])
-    found = fit(setting, (x, y), (x, y), seed=3)
-
-    # the same answers
-    if args.classifier == "linear":
-        alone = ridge(x, y, **setting)
-    else:
-        alone = RandomForestClassifier(random_state=3, **setting).fit(x, y)
-    np.testing.assert_array_equal(found.predict(x), alone.predict(x))
+@pytest.mark.parametrize("classifier", ["forest", "linear"])
+def test_balanced_is_scikit_learns(classifier):
+    args = random_forest.parse_args(["--classifier", classifier, "--balanced"])
+    _, _, setting = random_forest.plan_settings(args)[0]
+    pipeline = classifiers.new_pipeline(setting, False, 0)
+    assert pipeline[-1].class_weight == "balanced"
 
 
 # --- what a run leaves ---
 
 
-def test_a_forest_leaves_its_record(tiny, workdir, features, script, capsys):
+def test_a_forest_leaves_its_record(tiny, workdir, extracted, script, capsys):
     # the notice comes first and last
     script("random_forest", "--data", tiny, "--leaf", "2", "--trees", "12")
     assert capsys.readouterr().out.count("TINY DATASET of the tests.") == 2
@@ -157,8 +112,8 @@ def test_a_forest_leaves_its_record(tiny, workdir, features, script, capsys):
 
     # the figures are scikit-learn's
     dataset = load_dataset(tiny)
-    x, y, _ = load_features(features, dataset, "train")
-    x_val, y_val, _ = load_features(features, dataset, "val")
+    x, y, _ = load_features(extracted, dataset, "train")
+    x_val, y_val, _ = load_features(extracted, dataset, "val")
     alone = RandomForestClassifier(12, min_samples_leaf=2, random_state=0).fit(x, y)
     row = {
         "layers": "all",
@@ -181,77 +136,43 @@ def test_a_forest_leaves_its_record(tiny, workdir, features, script, capsys):
     np.testing.assert_array_equal(predicted, alone.predict(x_val))
 
     # the confusion matrix counts what it predicts
-    counts = read_counts(run, dataset.labels)
-    np.testing.assert_array_equal(counts, confusion_matrix(y_val, predicted))
+    rows = read_rows(run / "confusion_val.csv")
+    counts = [[int(row[f"predicted: {label}"]) for label in dataset.labels] for row in rows]
+    assert counts == confusion_matrix(y_val, predicted).tolist()
     assert (run / "confusion_val.png").exists()
 
-    # config.json has the settings as one would type them
-    arguments = read_json(run / "config.json")["arguments"]
-    assert arguments["trees"] == 12
-    assert arguments["alpha"] is None
 
-
-def test_the_linear_classifier_takes_the_best_ridge_on_validation(tiny, workdir, features, script):
+def test_the_linear_classifier_takes_the_best_ridge_on_validation(tiny, workdir, extracted, script):
     script("random_forest", "--data", tiny, *LINEAR, "--layers", "block3_conv3")
     run = only_run(workdir)
     metrics = read_json(run / "metrics.json")
 
     # each is scikit-learn's ridge on standardised square roots
     dataset = load_dataset(tiny)
-    x, y, _ = load_features(features, dataset, "train", "block3_conv3")
-    x_val, y_val, _ = load_features(features, dataset, "val", "block3_conv3")
-    scores = {}
-    for row in metrics["classifiers"]:
-        alpha = row["alpha"]
-        scores[alpha] = ridge(x, y, alpha=alpha).score(x_val, y_val)
-        assert row["val_accuracy"] == scores[alpha]
-    assert tuple(scores) == random_forest.ALPHAS
+    x, y, _ = load_features(extracted, dataset, "train", "block3_conv3")
+    x_val, y_val, _ = load_features(extracted, dataset, "val", "block3_conv3")
+    fitted = {alpha: ridge(alpha=alpha).fit(x, y) for alpha in random_forest.ALPHAS}
+    scores = {alpha: alone.score(x_val, y_val) for alpha, alone in fitted.items()}
+    assert {row["alpha"]: row["val_accuracy"] for row in metrics["classifiers"]} == scores
 
     # the best is kept, of equals the more regularised one
     alpha = metrics["alpha"]
     assert alpha == max(reversed(scores), key=scores.get)
     pipeline = load_pipeline(run / "pipeline.skops")
-    ratio = pipeline[-1].coef_ / ridge(x, y, alpha=alpha)[-1].coef_
+    ratio = pipeline[-1].coef_ / fitted[alpha][-1].coef_
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
 
-    # and so is its confusion matrix
-    counts = read_counts(run, dataset.labels)
-    assert np.trace(counts) / counts.sum() == scores[alpha]
 
-    # what explains it are layers
-    script("test_model", "--run", run, "--data", tiny, "--explain")
-    assert (run / "test" / "layer_importance.csv").exists()
-
-
-def test_a_grid_is_fitted_from_one_extraction(tiny, workdir, features, script, monkeypatch):
+def test_a_grid_is_fitted_from_one_extraction(tiny, workdir, extracted, script, monkeypatch):
     monkeypatch.setattr("transfer.features.build_network", None)
-    opened = []
-
-    def watch(folder, dataset, split, layers):
-        opened.append(split)
-        return load_features(folder, dataset, split, layers)
-
-    # all that it needs is read once
-    monkeypatch.setattr("transfer.features.load_features", watch)
+    read = Mock(wraps=load_features)
+    monkeypatch.setattr("transfer.features.load_features", read)
     script("random_forest", "--data", tiny, "--grid", "--trees", "3")
-    assert opened == ["train", "val"]
 
-    # every setting once
-    run = only_run(workdir)
-    rows = read_rows(run / "classifiers.csv")
+    # each split is read once, every setting fitted once
+    assert read.call_count == 2
+    rows = read_rows(only_run(workdir) / "classifiers.csv")
     assert len(rows) == 3 * 2 * 3
-    assert len({row["n_features"] for row in rows}) == 3
-
-    # the best one kept
-    best = max(float(row["val_accuracy"]) for row in rows)
-    assert read_json(run / "metrics.json")["val_accuracy"] == best
-
-
-def test_a_fit_is_announced_before_it_begins(tiny, workdir, features, script, capsys, monkeypatch):
-    monkeypatch.setattr(classifiers, "fit_classifier", None)  # which cannot be called
-    with pytest.raises(TypeError):
-        script("random_forest", "--data", tiny, "--grid")
-    assert "\nFitting 1 of 54, {'layers': 'all', " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -288,7 +209,6 @@ def test_the_grid_has_every_setting_of_the_study():
         ((), "forest-none-all-trees100-leaf2"),
         (("--layers", "last,fc1", "--leaf", "7"), "forest-none-last,fc1-trees100-leaf7"),
         (("--discretize",), "forest-none-all-trees100-leaf2-discretized"),
-        (("--balanced",), "forest-none-all-trees100-leaf2-balanced"),
         (("--grid", "--trees", "5", "--balanced"), "forest-none-grid-balanced"),
         ((*LINEAR, "--alpha", "1e2", "--balanced"), "linear-none-all-balanced"),
     ],
@@ -298,7 +218,7 @@ def test_a_run_is_named_after_what_is_run(flags, name):
 
 
 @pytest.mark.parametrize("flags", [("--layers", "block9"), ("--features", "nowhere")])
-def test_features_without_a_layer_or_folder_are_named(tiny, workdir, features, script, flags):
+def test_features_without_a_layer_or_folder_are_named(tiny, workdir, extracted, script, flags):
     with pytest.raises(BadInput, match=flags[1]):
         script("random_forest", "--data", tiny, *flags)
 
