@@ -8,8 +8,8 @@ strategy begins with the stages of shorter ones, so four trainings give all rows
 same command again resumes, also with more seeds. Writes rows.csv.
 """
 
+import multiprocessing
 import shlex
-import subprocess
 import sys
 from importlib import import_module
 from itertools import product
@@ -90,9 +90,20 @@ def flags_for(script, settings, given=()):
 
 def call(script, given):
     """Run a script with the flags `given` in a process of its own; BadInput where it fails."""
-    status = subprocess.run([sys.executable, Path(__file__).with_name(script), *given]).returncode
-    if status:
-        raise BadInput(f"python {script} ended with status {status}; fix that, then rerun this.")
+    # Keras and all else takes some seconds to import; on Linux a process is a copy that has it
+    import_module("transfer.report")
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+    # a process has the command line of the one that starts it
+    sys.argv = [script, *given]
+    main_of_script = import_module(Path(script).stem).main
+    process = context.Process(target=run_script, args=(main_of_script,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise BadInput(
+            f"python {script} ended with status {process.exitcode}; fix that, then rerun this."
+        )
 
 
 def run_commands(settings, seeds, out):
@@ -162,7 +173,7 @@ def print_results(figures, name):
         gains = [better - worse for better, worse in zip(figures[ahead], figures[behind])]
         p = paired_p(figures[ahead], figures[behind])
         holds = "not significant"
-        if p is not None and p < SIGNIFICANT:
+        if p < SIGNIFICANT:
             holds = "yes" if sum(gains) > 0 else "no"
         study = f"{ROWS[ahead] - ROWS[behind]:+.2f}" if ROWS[ahead] else "-"
         rows.append((claim, study, in_percent(gains, "+"), holds))

@@ -32,7 +32,7 @@ from transfer.classifiers import new_pipeline
 from transfer.data import load_dataset
 from transfer.flags import script_parser
 from transfer.folds import assign_folds, cross_validate, fit_best
-from transfer.stats import mean_and_error, promised_confidence
+from transfer.stats import in_percent, promised_confidence
 from transfer.study import SPLITS
 
 FOLDS = 5
@@ -123,13 +123,12 @@ def print_cross_validated(name, rows, y, folds):
     first = None
     for title, (classifier, x) in rows.items():
         predicted = answers(classifier, x, y, folds).argmax(axis=1)
-        right = 100.0 * (predicted == y)
+        right = (predicted == y).astype(float)
         first = right if first is None else first
-        gain, error = mean_and_error(right - first)
         accuracy = 100 * accuracy_score(y, predicted)
         balanced = 100 * balanced_accuracy_score(y, predicted)
         print(f"  {name:<12}{title:<34}{accuracy:6.1f}  balanced {balanced:5.1f}", end="")
-        print(f"  {gain:+5.1f} +- {error:.1f}", flush=True)
+        print(f"  {in_percent(right - first, '+')}", flush=True)
 
 
 def print_by_count(name, stored):
@@ -141,10 +140,8 @@ def print_by_count(name, stored):
         for choice in range(CHOICES if count else 1):
             rows = few_of_each(train, count, choice)
             fitted = linear().fit(x[rows], train[rows])
-            accuracies.append(100 * fitted.score(*stored["test"][:2]))
-        accuracy, error = mean_and_error(accuracies)
-        print(f"  {name:<12}linear, {count or 'all'} a class: {accuracy:.1f}", end="")
-        print("" if error is None else f" +- {error:.1f}", flush=True)
+            accuracies.append(fitted.score(*stored["test"][:2]))
+        print(f"  {name:<12}linear, {count or 'all'} a class: {in_percent(accuracies)}", flush=True)
 
 
 def print_suspects(name, x, y, folds):

@@ -90,15 +90,12 @@ def seconds_of(function, argument):
 def measure_device(side, task, precision, image_size, args):
     """The figures of one task: `side` is a backend, or one of PLAIN."""
     os.environ["KERAS_BACKEND"] = "torch" if side in PLAIN else side
-    start = time.perf_counter()
     import ours
 
     from transfer.devices import accelerators
 
-    imported = time.perf_counter()
     classes, head = (1000, "fc") if task == "extraction" else (CLASSES, "iii")
     model = ours.random_vgg16(image_size, classes, head, precision)
-    built = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -117,8 +114,6 @@ def measure_device(side, task, precision, image_size, args):
         "images a second": args.images / usual,
         "busy": args.images / usual * work / peak,
         "TFLOP/s of the matrix product": peak / 1e12,
-        "importing": imported - start,
-        "building": built - imported,
         "compiling": seconds[0] - usual,
         **shares,
     }

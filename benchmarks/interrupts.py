@@ -6,8 +6,7 @@ Each command runs once without interruption. Then, in a new folder, it is starte
 at a random moment after its start-up, and started again, four times, until it may end. After each
 kill every file under its own name must be whole (JSON and CSV parse, archives and arrays too); at
 the end the metrics, the history, the weights and the features must be those of the uninterrupted
-run, bit by bit. It runs on a small demo dataset in a temporary folder; about 15 seconds a kill on
-two cores.
+run, bit by bit. It runs on the demo dataset, in a temporary folder.
 """
 
 import collections
@@ -152,7 +151,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        write_demo(work / "data" / "demo", per_class=6)
+        write_demo(work / "data" / "demo")
 
         # each command once without interruption
         expected = {}

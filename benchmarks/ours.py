@@ -5,6 +5,7 @@ VGG16's weights are random here, as speed does not depend on them.
 
 import contextlib
 import time
+import timeit
 from functools import partial
 from types import SimpleNamespace
 from unittest import mock
@@ -115,13 +116,12 @@ def time_training(model, images, blocks, epochs, run, cache="none"):
 def matrix_product(size, precision):
     """Floating-point operations a second of the backend's matrix product, the best of five."""
     matrix = common.ops.cast(common.ops.ones((size, size)), precision)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
+
+    def multiply():
         corner = common.ops.matmul(matrix, matrix)[0, 0]
         np.asarray(common.ops.cast(corner, "float32"))  # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+
+    return 2 * size**3 / min(timeit.repeat(multiply, number=1, repeat=5))
 
 
 def flop(model):

@@ -26,7 +26,7 @@ from transfer.console import print_table
 from transfer.data import load_dataset
 from transfer.files import read_json
 from transfer.flags import script_parser
-from transfer.stats import mean_and_error, paired_p, wilson
+from transfer.stats import in_percent, paired_p, wilson
 from transfer.study import VAL_ACCURACY
 
 ROWS = {
@@ -84,7 +84,7 @@ def test_figures(run, row, flags):
 
 
 def measure_rows(args):
-    """({(set, row): test accuracies in percent, one a seed}, {set: number of test pictures})."""
+    """({(set, row): test accuracies, one a seed}, {set: number of test pictures})."""
     accuracies = {}
     images = {}
     for data, count, seed in product(args.data, args.per_class, args.seeds):
@@ -98,10 +98,9 @@ def measure_rows(args):
         for row in args.rows:
             run = RUNS / f"{name}-{args.image_size}-{args.precision}-{row}-seed-{seed}"
             figures = test_figures(run, row, flags)
-            percent = 100 * figures["accuracy"]
             images[name] = figures["images"]
-            accuracies.setdefault((name, row), []).append(percent)
-            print(f"  {name}, seed {seed}: {percent:.2f}  {row}", flush=True)
+            accuracies.setdefault((name, row), []).append(figures["accuracy"])
+            print(f"  {name}, seed {seed}: {figures['accuracy']:.2%}  {row}", flush=True)
     return accuracies, images
 
 
@@ -110,34 +109,23 @@ def print_differences(accuracies, first, seeds):
     table = []
     for (name, row), found in accuracies.items():
         others = accuracies[name, first]
-        difference, error = mean_and_error([a - b for a, b in zip(found, others)])
-        p = paired_p(found, others)
-        table.append(
-            (
-                name,
-                row,
-                " ".join(f"{value:6.2f}" for value in found),
-                f"{mean(found):.2f}",
-                f"{difference:+.2f}",
-                "-" if error is None else f"{error:.2f}",
-                "-" if p is None else f"{p:.2f}",
-            )
-        )
+        gains = [ours - theirs for ours, theirs in zip(found, others)]
+        each = " ".join(f"{100 * accuracy:6.2f}" for accuracy in found)
+        p = f"{paired_p(found, others):.2f}"
+        table.append((name, row, each, in_percent(found), in_percent(gains, "+"), p))
     print("\nTest accuracy in percent")
     seeds = " ".join(f"seed {seed}" for seed in seeds)
-    print_table(("set", "row", seeds, "mean", f"to {first}", "+-", "p"), table)
+    print_table(("set", "row", seeds, "mean", f"to {first}", "p"), table)
 
 
 def plot_rows(accuracies, images, title, path):
     """Plot the mean of each row on each set beside the study's figure, as PNG.
 
-    accuracies: {(set, row): percents, one a seed}. images: {set: number of its test pictures}.
+    accuracies: {(set, row): fractions, one a seed}. images: {set: number of its test pictures}.
     """
     from transfer.plots import new_figure, save_figure
 
-    measured = {row for _, row in accuracies}
-    rows = [row for row in (*STUDY_NAMES, *ROWS) if row in measured]
-    rows = list(dict.fromkeys(rows))  # each once, the study's first
+    rows = list(dict.fromkeys(row for _, row in accuracies))
     width = 0.8 / (1 + len(images))
     at = np.arange(len(rows))
     figure = new_figure(9, 3.6)
@@ -146,13 +134,14 @@ def plot_rows(accuracies, images, title, path):
     study = [VAL_ACCURACY.get(STUDY_NAMES.get(row), np.nan) for row in rows]
     axes.bar(at, study, width, color="lightgrey", label="the study: MAMe, validation")
     for number, (name, count) in enumerate(images.items(), 1):
-        heights = np.array([mean(accuracies[name, row]) for row in rows])
-        low, high = np.transpose([wilson(height / 100, count) for height in heights]) * 100
+        means = [mean(accuracies[name, row]) for row in rows]
+        low, high = np.transpose([wilson(accuracy, count) for accuracy in means])
+        heights = 100 * np.array(means)
         axes.bar(
             at + number * width,
             heights,
             width,
-            yerr=(heights - low, high - heights),
+            yerr=(heights - 100 * low, 100 * high - heights),
             error_kw={"linewidth": 1},
             capsize=2,
             label=f"ours: {name}, test",
@@ -180,8 +169,7 @@ def main():
     accuracies, images = measure_rows(args)
     print_differences(accuracies, args.rows[0], args.seeds)
     if args.plot:
-        seeds = ", ".join(map(str, args.seeds))
-        title = f"pictures of {args.image_size} pixels; means of seeds {seeds}; 95% intervals"
+        title = f"pictures of {args.image_size} pixels; means over seeds; 95% intervals"
         plot_rows(accuracies, images, title, args.plot)
         print(f"Plotted: {args.plot}")
 

@@ -135,32 +135,32 @@ def test_the_least_likely_labels_are_the_most_suspect():
 def test_a_run_in_folds_is_tested_by_them(tiny, workdir, extracted, script, flags, capsys):
     script("random_forest", "--data", tiny, "--folds", "4", *flags)
     run = only_run(workdir)
+    folder = run / "folds"
     printed = capsys.readouterr().out
 
     # every picture is answered once
-    answers = read_rows(run / "folds" / "predictions.csv")
+    answers = read_rows(folder / "predictions.csv")
     assert sorted(row["file"] for row in answers) == sorted(file for file, *_ in tiny_rows())
     right = np.mean([row["true"] == row["predicted_1"] for row in answers])
-    figures = read_json(run / "folds" / "metrics.json")
+    figures = read_json(folder / "metrics.json")
     assert figures["accuracy"] == right == read_json(run / "metrics.json")["val_accuracy"]
-    assert figures["folds"] == 4
-    assert (run / "folds" / "confusion_matrix.png").exists()
+    assert (folder / "confusion_matrix.png").exists()
 
     # the suspects are those that are wrong
-    suspects = read_rows(run / "folds" / "suspects.csv")
+    suspects = read_rows(folder / "suspects.csv")
     assert len(suspects) == round((1 - right) * len(answers))
-    assert (run / "folds" / "suspects.png").exists()
+    assert (folder / "suspects.png").exists()
 
     # the same is shown where a test is asked for, which is none of its own pictures
     script("test_model", "--run", run, "--data", tiny, "--explain", "--accept", "0.1")
     shown = capsys.readouterr().out
-    assert "was trained on every picture" in shown
+    assert "Its 4 folds: each picture answered" in shown
     assert not (run / "test").exists()
-    for text in (printed, shown):
-        accuracy = f"balanced accuracy {figures['balanced_accuracy']:.2%}"
-        assert accuracy in " ".join(text.split())
+    accuracy = f"{figures['balanced_accuracy']:.2%}"
+    assert accuracy in printed
+    assert accuracy in shown
     assert "answered with --accept" in shown
-    assert (run / "folds" / "layer_importance.csv").exists()
+    assert (folder / "layer_importance.csv").exists()
 
     # and where two are compared
     script("test_model", "--data", tiny, "--compare", run, run)

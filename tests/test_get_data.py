@@ -88,8 +88,9 @@ def test_an_archive_that_is_none_is_refused_and_downloaded_anew(fetch, served):
 
 def test_demo_has_mames_layout_and_says_what_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr("transfer.demo.SIZE", 8)  # pixels a side, which take less time
+    monkeypatch.setattr("transfer.demo.TRAIN_IMAGES", 2)
     root = tmp_path / "demo"
-    write_demo(root, per_class=2)
+    write_demo(root)
     dataset = load_dataset(root)
     assert dataset.labels == MEDIUMS
 

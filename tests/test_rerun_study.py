@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -141,10 +140,11 @@ def test_a_claim_holds_where_the_difference_is_significant(capsys):
         assert re.search(f"{line}\n", out)
 
 
-def test_a_command_that_fails_ends_it(rerun, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "false")  # ends with status 1
-    with pytest.raises(BadInput, match=r"finetune\.py ended with status 1"):
+def test_a_command_that_fails_ends_it(rerun, monkeypatch, capfd):
+    monkeypatch.setattr(rerun_study, "COMMANDS", {"head-iv": "finetune.py --head iv"})
+    with pytest.raises(BadInput, match=r"finetune\.py ended with status 2"):
         rerun()
+    assert "finetune.py: error: argument --head: invalid choice: 'iv'" in capfd.readouterr().err
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_runs(rerun, workdir, called, narrow):

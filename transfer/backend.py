@@ -16,6 +16,9 @@ os.environ["KERAS_NNX_ENABLED"] = "false"
 try:
     with only_if_it_fails(f"Keras cannot be loaded; to try another backend, {CHOICES}."):
         import keras as keras  # for the other modules
+
+        # imports TensorFlow, where that is installed, for the other backends too
+        keras.utils.set_random_seed(0)
 except Exception as error:  # not installed, misspelt, versions that do not fit, no GPU ...
     raise BadInput(
         f"Keras cannot be loaded ({error!r}); install what is missing, or {CHOICES}."

@@ -83,15 +83,15 @@ def render_texture(medium, seed):
     return np.clip(picture, 0, 255).astype("uint8")
 
 
-def demo_rows(per_class):
-    """The rows of MAMe_dataset.csv as dicts, with so many train images a class and the others in
-    proportion; museums vary as MAMe's do, most of a medium being one museum's."""
+def demo_rows():
+    """The rows of MAMe_dataset.csv as dicts; museums vary as MAMe's do, most of a medium being one
+    museum's."""
     rows = []
     for index, medium in enumerate(MEDIUMS):
         # the test split has rare classes and common ones, as MAMe's
         counts = {"train": TRAIN_IMAGES, "val": 6, "test": 3 + 7 * index % 6}
         for number, (split, images) in enumerate(counts.items(), 1):
-            for row in range(max(2, round(images * per_class / TRAIN_IMAGES))):
+            for row in range(images):
                 museum = "ABC"[index % 3 if row % 4 else row // 4 % 3]
                 rows.append(
                     {
@@ -104,7 +104,7 @@ def demo_rows(per_class):
     return rows
 
 
-def write_demo(root, per_class=TRAIN_IMAGES):
+def write_demo(root):
     """Render the demo dataset into the folder `root`, unless it is there already."""
     with locked(root):
         if root.exists():  # another command has just rendered it
@@ -114,7 +114,7 @@ def write_demo(root, per_class=TRAIN_IMAGES):
         folder.mkdir(parents=True, exist_ok=True)
 
         # the pictures
-        rows = demo_rows(per_class)
+        rows = demo_rows()
 
         def render(number, row):
             picture = Image.fromarray(render_texture(row["Medium"].strip(), (0, number)))

@@ -1,6 +1,6 @@
 """How certain a figure is: intervals of accuracies, means over seeds, tests of differences."""
 
-from math import ceil, inf, log
+from math import ceil, inf, log, nan
 from statistics import mean
 
 import numpy as np
@@ -73,22 +73,16 @@ def mcnemar(first_alone, second_alone):
     return float(binomtest(first_alone, count).pvalue) if count else 1.0
 
 
-def mean_and_error(values):
-    """(mean, its standard error) of figures, one a seed; the error of a single one is None."""
-    return mean(values), sem(values) if len(values) > 1 else None
-
-
 def in_percent(values, sign=""):
-    """The mean of fractions, one a seed, as printed in percent, with "+- standard error" where
-    there are several. sign: "+" for differences."""
-    middle, error = mean_and_error(values)
-    text = f"{100 * middle:{sign}.2f}"
-    return text if error is None else f"{text} +- {100 * error:.2f}"
+    """The mean of fractions as printed in percent, with "+- standard error" where there are
+    several. sign: "+" for differences."""
+    text = f"{100 * mean(values):{sign}.2f}"
+    return text if len(values) == 1 else f"{text} +- {100 * sem(values):.2f}"
 
 
 def paired_p(values, others):
-    """p of the paired t-test of two lists of figures, one a seed; None where there are fewer than
-    two pairs, or where all differ alike, which says nothing of their spread."""
+    """p of the paired t-test of two lists of figures, one a seed; no number where there are fewer
+    than two pairs, or where all differ alike, which says nothing of their spread."""
     if np.ptp(np.subtract(values, others)) < 1e-9:
-        return None
+        return nan
     return float(ttest_rel(values, others).pvalue)
