@@ -125,7 +125,8 @@ def plot_rows(accuracies, images, title, path):
     """
     from transfer.plots import new_figure, save_figure
 
-    rows = list(dict.fromkeys(row for _, row in accuracies))
+    measured = {row for _, row in accuracies}
+    rows = [row for row in dict.fromkeys((*STUDY_NAMES, *ROWS)) if row in measured]
     width = 0.8 / (1 + len(images))
     at = np.arange(len(rows))
     figure = new_figure(9, 3.6)
@@ -142,11 +143,9 @@ def plot_rows(accuracies, images, title, path):
             heights,
             width,
             yerr=(heights - 100 * low, 100 * high - heights),
-            error_kw={"linewidth": 1},
-            capsize=2,
             label=f"ours: {name}, test",
         )
-    axes.set_xticks(at + width * len(images) / 2, [row.replace("-", " ") for row in rows])
+    axes.set_xticks(at + width * len(images) / 2, rows)
     axes.set(ylim=(0, 100), ylabel="accuracy in percent", xlabel=title)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     save_figure(figure, path, None)
